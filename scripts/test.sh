@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# Makes .venv and runs every test: style and types, the C++ tests, then pytest (real MPI ranks).
+# Arguments go to pytest: scripts/test.sh -k mapping
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source scripts/setup.sh test dev
+bash scripts/lint.sh
+bash scripts/test_plugins.sh
+pytest "$@"
