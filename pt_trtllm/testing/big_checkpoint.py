@@ -1,0 +1,50 @@
+"""Writes a `pt` checkpoint of any size without holding it in memory, to test and measure with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from pt_trtllm.checkpoint.safetensors_io import DeclaredTensor, SafetensorsWriter
+from pt_trtllm.checkpoint.sources.pt import locate
+from pt_trtllm.checkpoint.spec import model_tensors
+from pt_trtllm.config import ModelConfig
+
+
+def big_config(num_bytes: int) -> ModelConfig:
+    """About a third of the bytes in the embedding, the rest in as many layers as that takes."""
+    hidden, intermediate = 2048, 5632
+    layer_bytes = 2 * 2 * (hidden * 1024 + 512 * hidden + 3 * hidden * intermediate)
+    return ModelConfig(
+        vocab_size=num_bytes // 3 // (2 * hidden),
+        num_hidden_layers=max(2, num_bytes * 2 // 3 // layer_bytes),
+        hidden_size=hidden,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=128,
+        intermediate_size=intermediate,
+        num_tracks=2,
+        sync_interval=1,
+        tie_word_embeddings=True,
+    )
+
+
+def write_big_checkpoint(folder: Path, num_bytes: int, config: ModelConfig | None = None) -> int:
+    """Random bfloat16 weights in one file; returns its size."""
+    config = config or big_config(num_bytes)
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "parallel_track", **config.to_dict()}))
+    declared = {}
+    for spec in model_tensors(config, separate_head=not config.tie_word_embeddings):
+        for track_idx in range(config.num_tracks if spec.per_track else 1):
+            for part in locate(config, spec, track_idx, lambda layer, track: f"model.tracks.{track}.layers.{layer}."):
+                shape = (part.rows,) if len(spec.shape) == 1 else (part.rows, spec.columns)
+                declared[part.source_name] = DeclaredTensor(part.source_name, torch.bfloat16, shape)
+    block = (torch.randn(1 << 22, generator=torch.Generator().manual_seed(0)) * 0.02).to(torch.bfloat16)
+    with SafetensorsWriter(folder / "model.safetensors", declared.values()) as writer:
+        for tensor in declared.values():
+            for first in range(0, total := tensor.num_bytes // 2, len(block)):
+                writer.write(tensor.name, block[: min(len(block), total - first)], first)
+    return (folder / "model.safetensors").stat().st_size
