@@ -1,0 +1,216 @@
+"""Ranks of an MPI world: shared memory inside a host, MPI between the leaders of hosts.
+
+MPI starts the ranks and introduces them; what is waited for in every step runs through the track-fusion library,
+which is faster, bounded in time, and says who is missing.
+"""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from pt_trtllm.comm.base import CommStats
+from pt_trtllm.comm.track_fusion import ShmGroup
+from pt_trtllm.errors import CommunicationError
+from pt_trtllm.mapping import Mapping
+
+INLINE_BYTES = 8192
+"""Broadcasts up to this length need one message; a decode step fits."""
+LENGTH = struct.Struct("<q")
+
+
+class MpiCommunicator:
+    """Implements `Communicator` for one rank of MPI.COMM_WORLD."""
+
+    def __init__(self, mapping: Mapping, *, timeout_s: float, load_timeout_s: float) -> None:
+        from mpi4py import MPI
+
+        self._world = MPI.COMM_WORLD
+        if self._world.size != mapping.world_size:
+            raise CommunicationError(
+                f"MPI started {self._world.size} ranks, the engine was built for {mapping.world_size}; "
+                f"launch with that many"
+            )
+        self.rank, self.world_size = self._world.rank, mapping.world_size
+        mapping = mapping.for_rank(self.rank)
+        self.stats = CommStats()
+        self._load_timeout_s = load_timeout_s
+        hosts = self._hosts()
+        self.num_hosts = len(set(hosts))
+        everyone = tuple(range(self.world_size))
+        links = {everyone: RankGroup(self._world, everyone, hosts, timeout_s)}
+        # Every rank walks through the kinds of groups in this order; members of one group meet in its set-up.
+        for members in (mapping.tp_group, mapping.fusion_group):
+            if len(members) > 1 and members not in links:
+                links[members] = RankGroup(self._world, members, hosts, timeout_s)
+        self._everyone, self._links = links[everyone], list(links.values())
+        self._tp, self._fusion = links.get(mapping.tp_group), links.get(mapping.fusion_group)
+
+    def _hosts(self) -> list[int]:
+        """For every rank, the lowest rank on its host."""
+        from mpi4py import MPI
+
+        local = self._world.Split_type(MPI.COMM_TYPE_SHARED, key=self.rank)
+        first = local.bcast(self.rank, root=0)
+        local.Free()
+        hosts: list[int] = self._world.allgather(first)
+        return hosts
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        if self._tp is None:
+            return x
+        with self.stats.measure("tensor_parallel"):
+            return self._tp.reduce(x, "sum", "all_reduce")
+
+    def track_fusion(self, hidden: torch.Tensor, op: str) -> torch.Tensor:
+        if self._fusion is None:
+            return hidden
+        with self.stats.measure("track_fusion"):
+            return self._fusion.reduce(hidden, op, "track_fusion")
+
+    def gather_logits(self, shard: torch.Tensor) -> torch.Tensor | None:
+        with self.stats.measure("logits"):
+            return self._everyone.gather(shard)
+
+    def broadcast(self, payload: bytes | None) -> bytes:
+        return self._everyone.broadcast(payload)
+
+    def barrier(self) -> None:
+        self._everyone.barrier(self._load_timeout_s)
+
+    def abort(self, reason: str) -> None:
+        for link in self._links:
+            link.abort(reason)
+
+    def close(self) -> None:
+        for link in self._links:
+            link.close()
+
+
+class RankGroup:
+    """An ordered group of global ranks that this rank belongs to, over one or several hosts."""
+
+    def __init__(self, world: Any, members: Sequence[int], hosts: list[int], timeout_s: float) -> None:
+        self.members, self.size = tuple(members), len(members)
+        self._rank, self._timeout_s = world.rank, timeout_s
+        self._local = [rank for rank in members if hosts[rank] == hosts[world.rank]]
+        self._leader_ranks = sorted({min(r for r in members if hosts[r] == hosts[m]) for m in members})
+        self._is_leader = world.rank == self._local[0]
+        self._shm = self._open_shared(world, self._local)
+        # Split is collective over the world: every rank takes part, whatever its group.
+        from mpi4py import MPI
+
+        self._leaders = world.Split(members[0] if self._is_leader else MPI.UNDEFINED, key=world.rank)
+        self._one_host = len(self._leader_ranks) == 1
+
+    def _open_shared(self, world: Any, local: list[int]) -> ShmGroup:
+        """Shared memory with the members on this host. Collective over the world, whatever the groups."""
+        timeout_s = self._timeout_s
+        shm = ShmGroup.create(size=len(local), timeout_s=timeout_s) if self._is_leader else None
+        names = world.allgather(shm.name if shm else None)
+        if shm is None:
+            rank = local.index(world.rank)
+            shm = ShmGroup.attach(names[local[0]], rank=rank, size=len(local), timeout_s=timeout_s)
+        world.Barrier()  # all have attached: the name can go, so that nothing is left even after SIGKILL
+        if self._is_leader:
+            shm.unlink()
+        return shm
+
+    def reduce(self, x: torch.Tensor, op: str, operation: str) -> torch.Tensor:
+        try:
+            return self._reduce(x.reshape(-1, x.shape[-1]), op, operation).view(x.shape)
+        except CommunicationError as error:
+            if self._local == list(range(len(self._local))):
+                raise
+            raise CommunicationError(f"{error} (ranks of this group are ranks {self._local} of the world)") from None
+
+    def _reduce(self, rows: torch.Tensor, op: str, operation: str) -> torch.Tensor:
+        if self._one_host:
+            return self._shm.fuse(rows, op=op)[0]
+        # float32 sums per host, added in the order of hosts: the same on every rank.
+        total = self._shm.fuse(rows.float(), op="sum")[0]
+        result = torch.empty_like(rows)
+        if self._is_leader:
+            sums = torch.empty((len(self._leader_ranks), *rows.shape))
+            self._wait(self._leaders.Iallgather(_mpi_buffer(total), _mpi_buffer(sums)), operation, self._timeout_s)
+            total = sums[0]
+            for other in sums[1:]:
+                total = total + other
+            result = (total * (1.0 / self.size) if op == "mean" else total).to(rows.dtype)
+        self._shm.broadcast(result, root=0)
+        return result
+
+    def gather(self, shard: torch.Tensor) -> torch.Tensor | None:
+        """[rows, columns] of all members side by side on the first; None on the others."""
+        if self._one_host:
+            return self._shm.gather(shard, root=0)
+        local = self._shm.gather(shard, root=0)
+        if not self._is_leader:
+            return None
+        assert local is not None
+        widths = self._leaders.allgather(local.shape[1])
+        parts = [torch.empty((shard.shape[0], width)) for width in widths] if self._leaders.rank == 0 else []
+        if self._leaders.rank != 0:
+            self._wait(self._leaders.Isend(_mpi_buffer(local.contiguous()), dest=0), "gather", self._timeout_s)
+            return None
+        for source, part in enumerate(parts):
+            if source == 0:
+                part.copy_(local)
+            else:
+                self._wait(self._leaders.Irecv(_mpi_buffer(part), source=source), "gather", self._timeout_s)
+        return torch.cat(parts, dim=1)
+
+    def broadcast(self, payload: bytes | None) -> bytes:
+        """Any length, from the first member. The first message carries the length and short payloads."""
+        head, room = bytearray(INLINE_BYTES), INLINE_BYTES - LENGTH.size
+        if payload is not None:
+            LENGTH.pack_into(head, 0, len(payload))
+            head[LENGTH.size : LENGTH.size + min(len(payload), room)] = payload[:room]
+        self._broadcast_buffer(head, forever=True)
+        (length,) = LENGTH.unpack_from(head)
+        inline = bytes(head[LENGTH.size : LENGTH.size + min(length, room)])
+        if length <= room:
+            return inline
+        rest = bytearray(length - room) if payload is None else bytearray(payload[room:])
+        self._broadcast_buffer(rest, forever=False)
+        return inline + bytes(rest)
+
+    def _broadcast_buffer(self, buffer: bytearray, *, forever: bool) -> None:
+        if not self._one_host and self._is_leader:
+            self._wait(self._leaders.Ibcast(buffer, root=0), "broadcast", 0.0 if forever else self._timeout_s)
+        self._shm.broadcast(buffer, root=0, timeout_s=0.0 if forever else None)
+
+    def barrier(self, timeout_s: float) -> None:
+        self._shm.barrier(timeout_s)
+        if not self._one_host:
+            if self._is_leader:
+                self._wait(self._leaders.Ibarrier(), "barrier", timeout_s)
+            self._shm.barrier(timeout_s)
+
+    def _wait(self, request: Any, operation: str, timeout_s: float) -> None:
+        """Polls an MPI request: spins briefly, then sleeps, and gives up with a message. 0 waits for ever."""
+        start, polls = time.monotonic(), 0
+        while not request.Test():
+            polls += 1
+            if polls > 2000:
+                time.sleep(2e-4)
+            if polls % 256 == 0 and 0 < timeout_s < time.monotonic() - start:
+                raise CommunicationError(
+                    f"{operation}: rank {self._rank} waited {timeout_s:.0f} s for the leaders of other hosts "
+                    f"(ranks {[rank for rank in self._leader_ranks if rank != self._rank]})"
+                )
+
+    def abort(self, reason: str) -> None:
+        self._shm.abort(reason)
+
+    def close(self) -> None:
+        self._shm.close()
+
+
+def _mpi_buffer(values: torch.Tensor) -> Any:
+    """What mpi4py takes: the memory of a contiguous float32 tensor."""
+    return values.numpy()

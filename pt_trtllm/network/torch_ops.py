@@ -1,0 +1,183 @@
+"""The PyTorch lowering of the PT decoder: every operation computes at once, for one rank, on packed tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping as MappingABC
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from pt_trtllm.comm.base import Communicator
+from pt_trtllm.network.graph import AttentionSpec, MoeSpec
+from pt_trtllm.network.kv_cache import KvCache
+from pt_trtllm.network.rope import apply_rope
+from pt_trtllm.network.torch_linear import Linear
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceSlice:
+    """A sequence's share of a step: `num_tokens` new tokens after `past` cached ones."""
+
+    slot: int
+    num_tokens: int
+    past: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepBatch:
+    """One forward pass over tokens of several sequences, laid end to end."""
+
+    token_ids: torch.Tensor
+    """[tokens] int64"""
+    sequences: tuple[SequenceSlice, ...]
+    logit_rows: torch.Tensor
+    """[rows] int64: tokens whose logits are wanted"""
+
+    @property
+    def positions(self) -> torch.Tensor:
+        return torch.cat([torch.arange(s.past, s.past + s.num_tokens) for s in self.sequences])
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankWeights:
+    """One rank's weights, ready to compute with. What differs between tracks has a leading axis of local tracks."""
+
+    tensors: MappingABC[str, torch.Tensor]
+    """Embedding, norms, biases, routers."""
+    linears: MappingABC[str, Linear]
+    experts: MappingABC[str, list[list[Linear]]]
+    """name -> [track][expert]"""
+    rope: tuple[torch.Tensor, torch.Tensor]
+    """cos and sin, [positions, head_dim / 2]"""
+    rope_style: str
+    head: torch.Tensor
+    """[rows of this rank's vocabulary shard, hidden]; may be short of `head_rows` where the vocabulary is padded."""
+    head_rows: int
+    vocab_size: int
+
+
+class TorchGraph:
+    """Implements `Graph[torch.Tensor]` for one step."""
+
+    def __init__(self, weights: RankWeights, cache: KvCache, comm: Communicator, batch: StepBatch, num_tracks: int):
+        self.weights, self.cache, self.comm, self.batch = weights, cache, comm, batch
+        self.num_tracks = num_tracks
+        """Local tracks."""
+        positions = batch.positions
+        self._cos, self._sin = (table[positions] for table in weights.rope)
+
+    def embedding(self, weight: str) -> torch.Tensor:
+        return functional.embedding(self.batch.token_ids, self.weights.tensors[weight])
+
+    def dispatch(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden.expand(self.num_tracks, *hidden.shape)
+
+    def rms_norm(self, x: torch.Tensor, weight: str | None, *, eps: float, pre_scale: bool = False) -> torch.Tensor:
+        y = x.float()
+        scale = None if weight is None else self.weights.tensors[weight].float()
+        if (
+            scale is not None and x.dim() > scale.dim()
+        ):  # [tracks, features] against [tracks, tokens, (heads,) features]
+            scale = scale.view(*scale.shape[:-1], *[1] * (x.dim() - scale.dim()), scale.shape[-1])
+        if scale is not None and pre_scale:
+            y = y * scale
+        y = functional.rms_norm(y, (y.shape[-1],), eps=eps)
+        if scale is not None and not pre_scale:
+            y = y * scale
+        return y.to(x.dtype)
+
+    def linear(self, x: torch.Tensor, weight: str) -> torch.Tensor:
+        return self.weights.linears[weight](x)
+
+    def add_bias(self, x: torch.Tensor, bias: str) -> torch.Tensor:
+        return x + self.weights.tensors[bias][:, None, :]
+
+    def add(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x + y
+
+    def split_heads(self, qkv: torch.Tensor, spec: AttentionSpec) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        heads = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
+        query, key, value = qkv.unflatten(-1, (sum(heads), spec.head_dim)).split(heads, dim=2)
+        return query, key, value
+
+    def rope(self, x: torch.Tensor) -> torch.Tensor:
+        return apply_rope(x, self._cos, self._sin, self.weights.rope_style)
+
+    def attention(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: AttentionSpec
+    ) -> torch.Tensor:
+        output = torch.empty_like(query)
+        first = 0
+        for sequence in self.batch.sequences:
+            rows = slice(first, first + sequence.num_tokens)
+            keys, values = self.cache.append(spec.layer_idx, sequence.slot, sequence.past, key[:, rows], value[:, rows])
+            output[:, rows] = _attend(query[:, rows], keys, values, sequence, spec.window)
+            first += sequence.num_tokens
+        return output.flatten(2)
+
+    def swiglu(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        return functional.silu(gate) * up
+
+    def moe(self, x: torch.Tensor, spec: MoeSpec) -> torch.Tensor:
+        router = self.weights.tensors[spec.router]
+        logits = torch.bmm(x, router.transpose(1, 2)).float()
+        if spec.logits_cap is not None:
+            logits = spec.logits_cap * torch.tanh(logits / spec.logits_cap)
+        scores, chosen = logits.softmax(dim=-1).topk(spec.experts_per_token, dim=-1)
+        scores = scores / scores.sum(dim=-1, keepdim=True)
+        return torch.stack(
+            [self._track_experts(x[track], scores[track], chosen[track], spec, track) for track in range(x.shape[0])]
+        )
+
+    def _track_experts(
+        self, x: torch.Tensor, scores: torch.Tensor, chosen: torch.Tensor, spec: MoeSpec, track: int
+    ) -> torch.Tensor:
+        """One track's experts, each over the tokens that chose it: [tokens, hidden]."""
+        output = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+        up_gate, down = self.weights.experts[spec.up_gate][track], self.weights.experts[spec.down][track]
+        for expert in chosen.unique().tolist():
+            tokens, rank = (chosen == expert).nonzero(as_tuple=True)
+            up, gate = up_gate[expert](x[tokens][None]).chunk(2, dim=-1)
+            result = down[expert](functional.silu(gate) * up)[0]
+            output.index_add_(0, tokens, result.float() * scores[tokens, rank, None])
+        return output.to(x.dtype)
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        return self.comm.all_reduce(x)
+
+    def track_fusion(self, x: torch.Tensor, op: str) -> torch.Tensor:
+        if x.shape[0] == 1:
+            hidden = x[0]
+        else:  # local tracks first, in float32, so that one message per rank remains
+            local = x.float().sum(dim=0)
+            hidden = (local / x.shape[0] if op == "mean" else local).to(x.dtype)
+        return self.comm.track_fusion(hidden, op)
+
+    def logits(self, hidden: torch.Tensor, weight: str) -> torch.Tensor:
+        """Rank 0 gets float32 [rows, vocabulary]; the others an empty tensor."""
+        rows = hidden[self.batch.logit_rows]
+        shard = functional.linear(rows, self.weights.head).float()
+        shard = functional.pad(shard, (0, self.weights.head_rows - shard.shape[1]))
+        gathered = self.comm.gather_logits(shard)
+        return shard.new_empty(0) if gathered is None else gathered[:, : self.weights.vocab_size]
+
+
+def _attend(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, sequence: SequenceSlice, window: int | None
+) -> torch.Tensor:
+    """query [tracks, new, heads, dim], keys and values [tracks, kv_heads, past + new, dim]."""
+    new, total = sequence.num_tokens, sequence.past + sequence.num_tokens
+    first_key = 0 if window is None else max(0, sequence.past - window)
+    keys, values = keys[:, :, first_key:], values[:, :, first_key:]
+    mask = None
+    if new > 1:
+        at = torch.arange(sequence.past, total)[:, None]
+        seen = torch.arange(first_key, total)[None, :]
+        mask = seen <= at
+        if window is not None:
+            mask &= seen >= at - window
+    output = functional.scaled_dot_product_attention(
+        query.transpose(1, 2), keys, values, attn_mask=mask, enable_gqa=query.shape[2] != keys.shape[1]
+    )
+    return output.transpose(1, 2)
