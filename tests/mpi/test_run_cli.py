@@ -1,0 +1,188 @@
+"""The command line end to end, over real MPI ranks, the way users and their scripts call it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from pt_trtllm.testing.cases import BASE
+from pt_trtllm.testing.cli import check_cli, refusal
+from pt_trtllm.testing.numeric import FLOAT32_LOGITS, assert_close
+from pt_trtllm.testing.reference import NUM_NEW_TOKENS, Reference, make_reference
+
+pytestmark = pytest.mark.mpi
+
+LONG_MODEL = {**BASE, "max_position_embeddings": 100_000}
+"""With room for answers that last until a test has had its way."""
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    made = make_reference(BASE, tmp_path_factory.mktemp("reference"))
+    (made.folder / "config.json").write_text(json.dumps(LONG_MODEL))
+    return made
+
+
+@pytest.fixture(scope="module")
+def engines(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """world size -> engine folder, made with both spellings of the options."""
+    folder = tmp_path_factory.mktemp("engines")
+    for size in (1, 2, 4):
+        checkpoint, engine = folder / f"checkpoint{size}", folder / f"engine{size}"
+        check_cli("convert", "--model_dir", reference.folder, "--output-dir", checkpoint, "--world_size", size)
+        check_cli("build", "--checkpoint_dir", checkpoint, "--output-dir", engine, "--max_seq_len", 60_000)
+    return {size: folder / f"engine{size}" for size in (1, 2, 4)}
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_run_gives_the_references_tokens_and_logits(
+    reference: Reference, engines: dict[int, Path], tmp_path: Path, world_size: int
+) -> None:
+    done = check_cli(
+        "run", "--engine-dir", engines[world_size], "--input-ids", json.dumps(reference.prompts),
+        "--max-new-tokens", NUM_NEW_TOKENS, "--output-json", tmp_path / "out.json",
+        "--context-logits", tmp_path / "logits.safetensors",
+    )  # fmt: skip
+    data = json.loads((tmp_path / "out.json").read_text())
+    assert [json.loads(line) for line in done.stdout.splitlines()] == reference.continuations
+    for output, prompt, continuation in zip(data["outputs"], reference.prompts, reference.continuations, strict=True):
+        assert output == {"input_ids": prompt, "output_ids": continuation, "text": None, "finish_reason": "length"}
+    stats = data["stats"]
+    assert stats["world_size"] == world_size
+    fusions = 2 if world_size > 1 else 0
+    assert stats["sync_points_per_forward"] == {
+        "track_fusion": fusions, "tensor_parallel": 0, "logits": int(world_size > 1),
+    }  # fmt: skip
+    assert stats["forward_passes"] == NUM_NEW_TOKENS
+    logits = load_file(tmp_path / "logits.safetensors")
+    assert set(logits) == {str(index) for index in range(len(reference.prompts))}
+    for index, expected in enumerate(reference.logits):
+        assert_close(logits[str(index)], expected, FLOAT32_LOGITS, f"prompt {index}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["logits.safetensors", "out.json"]
+
+
+def test_requests_of_a_file_keep_their_own_options(engines: dict[int, Path], tmp_path: Path) -> None:
+    lines = [
+        {"input_ids": [3, 4, 5], "max_tokens": 2},
+        {"input_ids": [3, 4, 5], "max_tokens": 6, "temperature": 1.5, "seed": 11},
+        {"input_ids": [3, 4, 5], "max_tokens": 6, "temperature": 1.5, "seed": 11},
+        {"input_ids": [3, 4, 5], "max_tokens": 6, "temperature": 1.5, "seed": 12},
+    ]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    check_cli(
+        "run", "--engine-dir", engines[2], "--input-file", tmp_path / "in.jsonl", "--output-json", tmp_path / "out.json"
+    )
+    ids = [output["output_ids"] for output in json.loads((tmp_path / "out.json").read_text())["outputs"]]
+    assert [len(row) for row in ids] == [2, 6, 6, 6]
+    assert ids[1] == ids[2] != ids[3]
+
+
+class Running:
+    """`pt-trtllm run` with an answer that takes minutes, and the process ids of its ranks."""
+
+    def __init__(self, engine: Path, world_size: int, tmp_path: Path, **env: str) -> None:
+        command = [sys.executable, "-m", "pt_trtllm.cli.main", "run", "--engine-dir", str(engine)]
+        command += ["--input-ids", "[[1,2,3]]", "--max-new-tokens", "50000", "--ignore-eos"]
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "TMPDIR": str(tmp_path), **env},
+        )  # fmt: skip
+        self.tmp_path, self.world_size = tmp_path, world_size
+        self.pids = {rank: self._pid(rank) for rank in range(world_size)}
+        time.sleep(1.0)  # into the middle of the answer
+
+    def _pid(self, rank: int) -> int:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            for path in self.tmp_path.glob(f"pt-trtllm-*/rank{rank}.status"):
+                log = path.with_name("launcher.log")
+                if log.is_file() and _is_generating(path.parent, self.world_size):
+                    status: dict[str, Any] = json.loads(path.read_text())
+                    return int(status["pid"])
+            assert self.process.poll() is None, self.process.communicate()
+            time.sleep(0.05)
+        raise AssertionError("the ranks did not start")
+
+    def outcome(self) -> str:
+        """The last line on stderr, once the command has ended."""
+        _, stderr = self.process.communicate(timeout=60)
+        assert self.process.returncode == 1, stderr
+        (line,) = [line for line in stderr.splitlines() if line.strip()]
+        return line
+
+
+def _is_generating(job_dir: Path, world_size: int) -> bool:
+    return all((job_dir / f"rank{rank}.status").is_file() for rank in range(world_size)) and (
+        "loaded" in (job_dir / "rank0.log").read_text()
+    )
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:
+        return False
+
+
+def _wait_gone(pids: list[int]) -> None:
+    deadline = time.monotonic() + 30
+    while any(_alive(pid) for pid in pids):
+        assert time.monotonic() < deadline, f"still running: {[pid for pid in pids if _alive(pid)]}"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_rank_ends_the_others_and_is_named(engines: dict[int, Path], tmp_path: Path, victim: int) -> None:
+    before = set(os.listdir("/dev/shm"))
+    running = Running(engines[2], 2, tmp_path)
+    os.kill(running.pids[victim], signal.SIGKILL)
+    line = running.outcome()
+    assert f"rank {victim} (pid {running.pids[victim]}) died without a message" in line
+    assert "last lines of its log" in line
+    _wait_gone(list(running.pids.values()))
+    assert list(tmp_path.glob("pt-trtllm-*")) == []
+    assert {name for name in os.listdir("/dev/shm") if name.startswith("pt-")} <= before
+
+
+def test_a_rank_that_hangs_is_named_after_the_time_limit(engines: dict[int, Path], tmp_path: Path) -> None:
+    running = Running(engines[2], 2, tmp_path, PT_COMM_TIMEOUT_S="2")
+    os.kill(running.pids[1], signal.SIGSTOP)
+    try:
+        line = running.outcome()
+    finally:
+        for pid in running.pids.values():
+            if _alive(pid):
+                os.kill(pid, signal.SIGKILL)
+    assert "rank 0 waited 2" in line
+    assert f"rank 1 (pid {running.pids[1]}" in line
+    _wait_gone(list(running.pids.values()))
+
+
+def test_interrupting_the_command_ends_its_ranks(engines: dict[int, Path], tmp_path: Path) -> None:
+    running = Running(engines[2], 2, tmp_path)
+    running.process.send_signal(signal.SIGINT)
+    running.process.communicate(timeout=60)
+    assert running.process.returncode == 130
+    _wait_gone(list(running.pids.values()))
+    assert list(tmp_path.glob("pt-trtllm-*")) == []
+
+
+def test_an_engine_file_that_does_not_belong_is_refused_by_its_rank(
+    engines: dict[int, Path], reference: Reference, tmp_path: Path
+) -> None:
+    check_cli("convert", "--model-dir", reference.folder, "--output-dir", tmp_path / "c", "--world-size", 2)
+    check_cli("build", "--checkpoint-dir", tmp_path / "c", "--output-dir", tmp_path / "e", "--max-seq-len", 60_000)
+    first, second = (tmp_path / f"e/rank{rank}.engine" for rank in range(2))
+    second.write_bytes(first.read_bytes())
+    line = refusal("run", "--engine-dir", tmp_path / "e", "--input-ids", "[[1]]")
+    assert "rank1.engine" in line
+    assert "build the engine again" in line or "bytes, expected" in line
