@@ -199,6 +199,9 @@ class Source:
                 shutil.copyfile(path, folder / path.name)
 
     def _finite(self, block: torch.Tensor, part: Part, first_row: int) -> torch.Tensor:
+        # A sum is several times faster than looking at every element; it is finite only if all of them are.
+        if torch.isfinite(block.sum(dtype=torch.float32)):
+            return block
         finite = torch.isfinite(block)
         if not finite.all():
             row, column = (int(index) for index in (~finite).nonzero()[0])
