@@ -165,7 +165,7 @@ def test_a_config_that_is_no_json_object_is_refused(make_source: MakeSource, tmp
 def test_a_folder_without_weights_is_refused(make_source: MakeSource, tmp_path: Path) -> None:
     source = make_source()
     (source / "model.safetensors").unlink()
-    refused(source, tmp_path / "out", "no weights found; expected model.safetensors")
+    refused(source, tmp_path / "out", "no weights found; expected one of model.safetensors")
 
 
 def test_groups_that_straddle_a_cut_are_refused(make_source: MakeSource, tmp_path: Path) -> None:

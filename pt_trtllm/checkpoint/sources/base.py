@@ -200,7 +200,7 @@ class Source:
 
     def _finite(self, block: torch.Tensor, part: Part, first_row: int) -> torch.Tensor:
         # A sum is several times faster than looking at every element; it is finite only if all of them are.
-        if torch.isfinite(block.sum(dtype=torch.float32)):
+        if torch.isfinite(block.sum()):
             return block
         finite = torch.isfinite(block)
         if not finite.all():
