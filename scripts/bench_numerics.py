@@ -14,12 +14,10 @@ from pathlib import Path
 
 import torch
 
+from pt_trtllm import LLM, SamplingParams
 from pt_trtllm.checkpoint.convert import ConvertOptions, convert
 from pt_trtllm.checkpoint.quantize import Quantization
 from pt_trtllm.engine.build import BuildOptions, build
-from pt_trtllm.runtime.request import Request
-from pt_trtllm.runtime.run import run
-from pt_trtllm.runtime.sampling import SamplingParams
 from pt_trtllm.testing.numeric import mean_kl_divergence
 
 VARIANTS = {
@@ -44,17 +42,17 @@ def measure(model_dir: Path, world_size: int, base: Path) -> dict[str, dict[str,
         options = ConvertOptions(world_size=world_size, dtype=dtype, quantization=quantization)
         config = convert(model_dir, folder / "checkpoint", options)
         build(folder / "checkpoint", folder / "engine", BuildOptions())
-        if not texts:
-            bos = (config.model.bos_token_id or 0,)
-            seeds = [
-                SamplingParams(max_tokens=TEXT_TOKENS, temperature=1.0, seed=s, ignore_eos=True)
-                for s in range(NUM_TEXTS)
-            ]
-            sampled = run(folder / "engine", [Request(prompt_ids=bos, params=params) for params in seeds])
-            texts = [bos + tuple(output["output_ids"]) for output in sampled.outputs]
-        one = SamplingParams(max_tokens=1)
-        found = run(folder / "engine", [Request(prompt_ids=text, params=one, context_logits=True) for text in texts])
-        logits = torch.cat([found.context_logits[str(index)] for index in range(len(texts))])
+        with LLM(folder / "engine") as llm:
+            if not texts:
+                bos = (config.model.bos_token_id or 0,)
+                params = [
+                    SamplingParams(max_tokens=TEXT_TOKENS, temperature=1.0, seed=seed, ignore_eos=True)
+                    for seed in range(NUM_TEXTS)
+                ]
+                sampled = llm.generate([bos] * NUM_TEXTS, params)
+                texts = [bos + result.outputs[0].token_ids for result in sampled]
+            results_here = llm.generate(texts, SamplingParams(max_tokens=1), prompt_logits=True)
+        logits = torch.cat([result.prompt_logits for result in results_here if result.prompt_logits is not None])
         reference = logits if reference is None else reference
         same = (logits.argmax(-1) == reference.argmax(-1)).float().mean().item()
         results[name] = {"kl_nats_per_token": mean_kl_divergence(logits, reference), "same_top_token": same}

@@ -21,10 +21,11 @@ from pt_trtllm.comm.base import Communicator
 from pt_trtllm.engine.bundle import EngineConfig, engine_file
 from pt_trtllm.errors import ConfigError, EngineError
 from pt_trtllm.network.decoder import pt_decoder
-from pt_trtllm.network.kv_cache import KvCache
+from pt_trtllm.network.kv_cache import TorchKvCache
 from pt_trtllm.network.rope import rope_tables
+from pt_trtllm.network.step import StepBatch
 from pt_trtllm.network.torch_linear import FloatLinear, Int4Linear, Int8Linear, Linear, pack_int4
-from pt_trtllm.network.torch_ops import RankWeights, StepBatch, TorchGraph
+from pt_trtllm.network.torch_ops import RankWeights, TorchGraph
 
 FORMAT = "pt-cpu-engine-1"
 INT4_ROW_MULTIPLE = 16
@@ -93,15 +94,16 @@ def _pack(spec: TensorSpec, parts: dict[str, torch.Tensor]) -> dict[str, torch.T
 class CpuEngine:
     """One rank's engine, opened: `forward` runs a step over this rank's share of the model."""
 
-    def __init__(self, folder: Path, config: EngineConfig, comm: Communicator) -> None:
+    def __init__(self, folder: Path, config: EngineConfig, comm: Communicator, num_blocks: int) -> None:
         self.config, self.comm = config, comm
         self.mapping = config.mapping.for_rank(comm.rank)
         checkpoint, limits = config.checkpoint, config.limits
         tensors = map_tensors(folder / engine_file(comm.rank), config, comm.rank)
         self.weights = _load(tensors, config, comm.rank)
-        self.cache = KvCache(
+        self.cache = TorchKvCache(
             checkpoint.model,
             self.mapping,
+            num_blocks=num_blocks,
             num_slots=limits.max_batch_size,
             max_seq_len=limits.max_seq_len,
             dtype=checkpoint.torch_dtype,
@@ -114,8 +116,9 @@ class CpuEngine:
         return pt_decoder(graph, self.config.checkpoint.model, self.mapping)
 
 
-def open_engine(folder: Path, config: EngineConfig, comm: Communicator) -> CpuEngine:
-    return CpuEngine(folder, config, comm)
+def open_engine(folder: Path, config: EngineConfig, comm: Communicator, num_blocks: int) -> CpuEngine:
+    """Opens this rank's file, with a KV cache of `num_blocks` blocks."""
+    return CpuEngine(folder, config, comm, num_blocks)
 
 
 def map_tensors(path: Path, config: EngineConfig, rank: int) -> dict[str, torch.Tensor]:

@@ -1,30 +1,108 @@
-"""Keys and values of past tokens: one contiguous region per layer and slot."""
+"""Keys and values of past tokens in blocks: the sequences' block tables, and the pools in plain PyTorch."""
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
+from torch.nn import functional
 
 from pt_trtllm.config import ModelConfig
 from pt_trtllm.mapping import Mapping
+from pt_trtllm.network.step import StepBatch
+
+BLOCK_TOKENS = 32
 
 
-class KvCache:
-    """[tracks, slots, kv_heads, max_seq_len, head_dim] per layer. Pages that no sequence reaches cost no memory."""
+class KvCache(Protocol):
+    """One rank's cache, for all its tracks and layers. All tracks use the same blocks."""
+
+    def begin_step(self, batch: StepBatch) -> None:
+        """Takes in which blocks the step's sequences have got."""
+        ...
+
+    def attend(
+        self, layer_idx: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int | None
+    ) -> torch.Tensor:
+        """Stores the new keys and values [tracks, tokens, kv_heads, dim], attends: [tracks, tokens, heads * dim]."""
+        ...
+
+
+class BlockTables:
+    """Which blocks every slot's sequence has, in order of positions; told in pieces as they are allocated."""
+
+    def __init__(self, num_slots: int, max_blocks: int) -> None:
+        self._tables = torch.full((num_slots, max_blocks), -1, dtype=torch.int32)
+
+    def update(self, batch: StepBatch) -> torch.Tensor:
+        """[sequences of the step, max_blocks] int32, after the step's news."""
+        for piece in batch.sequences:
+            if piece.blocks:
+                first = piece.first_block
+                self._tables[piece.slot, first : first + len(piece.blocks)] = torch.tensor(
+                    piece.blocks, dtype=torch.int32
+                )
+        return self._tables[[piece.slot for piece in batch.sequences]]
+
+
+class TorchKvCache:
+    """Any head size, nothing to build; copies what it attends to. The native cache is held to its results."""
 
     def __init__(
-        self, config: ModelConfig, mapping: Mapping, *, num_slots: int, max_seq_len: int, dtype: torch.dtype
+        self,
+        config: ModelConfig,
+        mapping: Mapping,
+        *,
+        num_blocks: int,
+        num_slots: int,
+        max_seq_len: int,
+        dtype: torch.dtype,
     ) -> None:
         kv_heads = mapping.kv_heads_per_rank(config.num_kv_heads)
-        shape = (mapping.tracks_per_rank, num_slots, kv_heads, max_seq_len, config.head_dim)
+        shape = (num_blocks, mapping.tracks_per_rank, kv_heads, BLOCK_TOKENS, config.head_dim)
         self._keys = [torch.empty(shape, dtype=dtype) for _ in range(config.num_hidden_layers)]
         self._values = [torch.empty(shape, dtype=dtype) for _ in range(config.num_hidden_layers)]
+        self._tables = BlockTables(num_slots, -(-max_seq_len // BLOCK_TOKENS))
 
-    def append(
-        self, layer_idx: int, slot: int, past: int, key: torch.Tensor, value: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Stores [tracks, new, kv_heads, dim] after `past` tokens; returns all [tracks, kv_heads, past + new, dim]."""
-        end = past + key.shape[1]
-        keys, values = self._keys[layer_idx][:, slot], self._values[layer_idx][:, slot]
-        keys[:, :, past:end] = key.transpose(1, 2)
-        values[:, :, past:end] = value.transpose(1, 2)
-        return keys[:, :, :end], values[:, :, :end]
+    def begin_step(self, batch: StepBatch) -> None:
+        self._batch, self._step_tables = batch, self._tables.update(batch).long()
+
+    def attend(
+        self, layer_idx: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int | None
+    ) -> torch.Tensor:
+        output = torch.empty_like(query)
+        first = 0
+        for piece, table in zip(self._batch.sequences, self._step_tables, strict=True):
+            rows, total = slice(first, first + piece.num_tokens), piece.past + piece.num_tokens
+            at = torch.arange(piece.past, total)
+            blocks, offsets = table[at // BLOCK_TOKENS], at % BLOCK_TOKENS
+            for pool, new in ((self._keys[layer_idx], key), (self._values[layer_idx], value)):
+                pool[blocks, :, :, offsets] = new[:, rows].transpose(0, 1)
+            start = 0 if window is None else max(0, piece.past - window) // BLOCK_TOKENS
+            mine = table[start : -(-total // BLOCK_TOKENS)]
+            keys, values = (_contiguous(pool[layer_idx][mine]) for pool in (self._keys, self._values))
+            first_key = start * BLOCK_TOKENS
+            keys, values = keys[:, :, : total - first_key], values[:, :, : total - first_key]
+            output[:, rows] = _attend(query[:, rows], keys, values, piece.past, first_key, window)
+            first += piece.num_tokens
+        return output.flatten(2)
+
+
+def _contiguous(blocks: torch.Tensor) -> torch.Tensor:
+    """[blocks, tracks, kv_heads, block_tokens, dim] to [tracks, kv_heads, tokens, dim]."""
+    return blocks.permute(1, 2, 0, 3, 4).flatten(2, 3)
+
+
+def _attend(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, past: int, first_key: int, window: int | None
+) -> torch.Tensor:
+    """query [tracks, new, heads, dim] at positions past.., keys and values from position first_key on."""
+    at = torch.arange(past, past + query.shape[1])[:, None]
+    seen = torch.arange(first_key, first_key + keys.shape[2])[None, :]
+    mask = seen <= at
+    if window is not None:
+        mask &= seen >= at - window
+    output = functional.scaled_dot_product_attention(
+        query.transpose(1, 2), keys, values, attn_mask=mask, enable_gqa=query.shape[2] != keys.shape[1]
+    )
+    return output.transpose(1, 2)

@@ -12,31 +12,8 @@ from pt_trtllm.comm.base import Communicator
 from pt_trtllm.network.graph import AttentionSpec, MoeSpec
 from pt_trtllm.network.kv_cache import KvCache
 from pt_trtllm.network.rope import apply_rope
+from pt_trtllm.network.step import StepBatch
 from pt_trtllm.network.torch_linear import Linear
-
-
-@dataclass(frozen=True, kw_only=True)
-class SequenceSlice:
-    """A sequence's share of a step: `num_tokens` new tokens after `past` cached ones."""
-
-    slot: int
-    num_tokens: int
-    past: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepBatch:
-    """One forward pass over tokens of several sequences, laid end to end."""
-
-    token_ids: torch.Tensor
-    """[tokens] int64"""
-    sequences: tuple[SequenceSlice, ...]
-    logit_rows: torch.Tensor
-    """[rows] int64: tokens whose logits are wanted"""
-
-    @property
-    def positions(self) -> torch.Tensor:
-        return torch.cat([torch.arange(s.past, s.past + s.num_tokens) for s in self.sequences])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +41,7 @@ class TorchGraph:
         self.weights, self.cache, self.comm, self.batch = weights, cache, comm, batch
         self.num_tracks = num_tracks
         """Local tracks."""
+        cache.begin_step(batch)
         positions = batch.positions
         self._cos, self._sin = (table[positions] for table in weights.rope)
 
@@ -107,14 +85,7 @@ class TorchGraph:
     def attention(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: AttentionSpec
     ) -> torch.Tensor:
-        output = torch.empty_like(query)
-        first = 0
-        for sequence in self.batch.sequences:
-            rows = slice(first, first + sequence.num_tokens)
-            keys, values = self.cache.append(spec.layer_idx, sequence.slot, sequence.past, key[:, rows], value[:, rows])
-            output[:, rows] = _attend(query[:, rows], keys, values, sequence, spec.window)
-            first += sequence.num_tokens
-        return output.flatten(2)
+        return self.cache.attend(spec.layer_idx, query, key, value, spec.window)
 
     def swiglu(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         return functional.silu(gate) * up
@@ -161,23 +132,3 @@ class TorchGraph:
         shard = functional.pad(shard, (0, self.weights.head_rows - shard.shape[1]))
         gathered = self.comm.gather_logits(shard)
         return shard.new_empty(0) if gathered is None else gathered[:, : self.weights.vocab_size]
-
-
-def _attend(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, sequence: SequenceSlice, window: int | None
-) -> torch.Tensor:
-    """query [tracks, new, heads, dim], keys and values [tracks, kv_heads, past + new, dim]."""
-    new, total = sequence.num_tokens, sequence.past + sequence.num_tokens
-    first_key = 0 if window is None else max(0, sequence.past - window)
-    keys, values = keys[:, :, first_key:], values[:, :, first_key:]
-    mask = None
-    if new > 1:
-        at = torch.arange(sequence.past, total)[:, None]
-        seen = torch.arange(first_key, total)[None, :]
-        mask = seen <= at
-        if window is not None:
-            mask &= seen >= at - window
-    output = functional.scaled_dot_product_attention(
-        query.transpose(1, 2), keys, values, attn_mask=mask, enable_gqa=query.shape[2] != keys.shape[1]
-    )
-    return output.transpose(1, 2)

@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from pt_trtllm import env
@@ -54,35 +54,7 @@ def _version(mpirun: Path) -> str:
     return subprocess.run([str(mpirun), "--version"], capture_output=True, text=True, timeout=60, check=False).stdout
 
 
-def run_world(
-    world_size: int, engine_dir: Path, job_dir: Path, on_line: Callable[[str], None], hostfile: Path | None = None
-) -> None:
-    """Runs the job in `job_dir` over `world_size` ranks and returns when all ended well.
-
-    `on_line` gets what rank 0 prints. Raises the failed rank's own error, or says which rank died.
-    """
-    command = [
-        *launch_command(world_size, hostfile),
-        sys.executable,
-        "-m",
-        WORKER_MODULE,
-        str(engine_dir),
-        str(job_dir),
-    ]
-    with (job_dir / "launcher.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL, text=True)
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                on_line(line.rstrip("\n"))
-            code = process.wait()
-        finally:
-            stop(process)
-    if code != 0:
-        raise explain_failure(job_dir, world_size, command)
-
-
-def stop(process: subprocess.Popen[str], grace_s: float = 5.0) -> None:
+def stop(process: subprocess.Popen[bytes], grace_s: float = 5.0) -> None:
     """Ends a launcher that is still running; it ends its ranks."""
     if process.poll() is not None:
         return

@@ -5,17 +5,19 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from pt_trtllm.network.torch_ops import SequenceSlice, StepBatch
+from pt_trtllm.network.step import SequenceSlice, StepBatch
 
 STOP = b""
+SLICE_FIELDS = 5
 
 
 def encode(batch: StepBatch) -> bytes:
-    """int32: counts of sequences, tokens and rows; then (slot, new, past) per sequence; tokens; rows."""
-    slices = [(s.slot, s.num_tokens, s.past) for s in batch.sequences]
-    head = [len(slices), len(batch.token_ids), len(batch.logit_rows)]
+    """int32: counts; per sequence slot, new, past, first block, number of blocks; tokens; rows; blocks."""
+    head = [len(batch.sequences), len(batch.token_ids), len(batch.logit_rows)]
+    slices = [[s.slot, s.num_tokens, s.past, s.first_block, len(s.blocks)] for s in batch.sequences]
+    blocks = [block for s in batch.sequences for block in s.blocks]
     parts = [np.array(head), np.array(slices).reshape(-1), batch.token_ids.numpy(), batch.logit_rows.numpy()]
-    message: bytes = np.concatenate(parts).astype(np.int32).tobytes()
+    message: bytes = np.concatenate([*parts, np.array(blocks, dtype=np.int64)]).astype(np.int32).tobytes()
     return message
 
 
@@ -25,9 +27,21 @@ def decode(message: bytes) -> StepBatch | None:
         return None
     values = torch.from_numpy(np.frombuffer(message, dtype=np.int32).astype(np.int64))
     num_sequences, num_tokens, num_rows = values[:3].tolist()
-    slices, tokens, rows = values[3:].split([3 * num_sequences, num_tokens, num_rows])
+    slices = values[3 : 3 + SLICE_FIELDS * num_sequences].view(-1, SLICE_FIELDS).tolist()
+    num_blocks = sum(row[4] for row in slices)
+    tokens, rows, flat = values[3 + SLICE_FIELDS * num_sequences :].split([num_tokens, num_rows, num_blocks])
+    blocks = iter(flat.tolist())
     return StepBatch(
         token_ids=tokens,
-        sequences=tuple(SequenceSlice(slot=s, num_tokens=n, past=p) for s, n, p in slices.view(-1, 3).tolist()),
+        sequences=tuple(
+            SequenceSlice(
+                slot=slot,
+                num_tokens=new,
+                past=past,
+                first_block=first,
+                blocks=tuple(next(blocks) for _ in range(count)),
+            )
+            for slot, new, past, first, count in slices
+        ),
         logit_rows=rows,
     )

@@ -34,22 +34,32 @@ class Request:
             )
 
 
-@dataclass
+@dataclass(eq=False)
 class Sequence:
     """A request being computed: what is cached, what was generated, and where."""
 
     index: int
+    """Order of arrival."""
     request: Request
     sampler: Sampler
     end_ids: frozenset[int]
     max_new_tokens: int
     """Limited by the request and by the room the prompt leaves in max_seq_len."""
-    slot: int = -1
-    num_computed: int = 0
-    """Tokens in the cache."""
     output_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     prompt_logits: list[torch.Tensor] = field(default_factory=list)
+
+    # The scheduler's book-keeping.
+    slot: int = -1
+    num_computed: int = 0
+    """Tokens in the cache."""
+    blocks: list[int] = field(default_factory=list)
+    num_told_blocks: int = 0
+    """Blocks the other ranks know of."""
+    num_published: int = 0
+    """Tokens in blocks that were offered to others."""
+    digest: bytes = b""
+    """Of the published tokens."""
 
     @classmethod
     def start(cls, index: int, request: Request, config: EngineConfig) -> Sequence:
@@ -69,10 +79,20 @@ class Sequence:
     def token_ids(self) -> list[int]:
         return [*self.request.prompt_ids, *self.output_ids]
 
+    def known(self, first: int, end: int) -> list[int]:
+        """Tokens [first, end) of prompt and answer, without building the whole list while decoding."""
+        past = len(self.request.prompt_ids)
+        return self.output_ids[first - past : end - past] if first >= past else self.token_ids[first:end]
+
     @property
     def num_pending(self) -> int:
         """Known tokens that are not computed yet."""
         return len(self.request.prompt_ids) + len(self.output_ids) - self.num_computed
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that the cache may have to hold: the last generated one is never computed."""
+        return len(self.request.prompt_ids) + self.max_new_tokens - 1
 
     def accept(self, token: int) -> None:
         """Adds a sampled token. The end token itself is part of the output, as in TensorRT-LLM."""

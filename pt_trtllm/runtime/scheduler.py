@@ -1,63 +1,180 @@
-"""Which tokens of which sequences go into the next forward pass."""
+"""Which tokens of which sequences go into the next forward pass, and which blocks of the KV cache they use."""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from pt_trtllm.engine.bundle import BuildLimits
-from pt_trtllm.network.torch_ops import SequenceSlice, StepBatch
+from pt_trtllm.errors import ConfigError
+from pt_trtllm.network.step import SequenceSlice, StepBatch
+from pt_trtllm.runtime.kv_blocks import BlockManager
 from pt_trtllm.runtime.request import Sequence
+
+POLICIES = ("guaranteed_no_evict", "max_utilization")
 
 
 @dataclass(frozen=True)
 class Step:
-    """A batch, and what to do with each row of its logits: (sequence, prompt row or the one to sample from)."""
+    """A batch, and what to do with each row of its logits, in order."""
 
     batch: StepBatch
     rows: list[tuple[Sequence, bool]]
-    """In order of the logits; True where the row decides the next token."""
+    """True where the row decides the sequence's next token; False where it only is a prompt token's."""
 
 
 class Scheduler:
-    """Sequences join when a slot is free and leave when they end; long prompts are computed in chunks."""
+    """Sequences join when a slot and blocks are free and leave when they end; long prompts are computed in chunks.
 
-    def __init__(self, limits: BuildLimits) -> None:
-        self._limits = limits
+    guaranteed_no_evict   a sequence starts only when its longest possible answer has room: it is never interrupted
+    max_utilization       a sequence starts when its next chunk has room; when memory runs out, the youngest gives its
+                          blocks back and is computed again later
+    """
+
+    def __init__(self, limits: BuildLimits, blocks: BlockManager, policy: str = POLICIES[0]) -> None:
+        if policy not in POLICIES:
+            raise ConfigError(f"scheduler policy is {policy!r}, expected one of {list(POLICIES)}")
+        self._limits, self._blocks, self._may_evict = limits, blocks, policy == "max_utilization"
         self._free_slots = list(range(limits.max_batch_size))[::-1]
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
+        """In order of arrival."""
+        self.num_preemptions = 0
+        self.num_reused_tokens = 0
 
-    def add(self, sequence: Sequence) -> None:
-        self._waiting.append(sequence)
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
 
     def has_work(self) -> bool:
         return bool(self._waiting or self._running)
 
-    def next_step(self) -> Step:
-        """Running sequences go first (one token each), prompts fill what is left of `max_num_tokens`."""
-        while self._free_slots and self._waiting:
-            sequence = self._waiting.popleft()
-            sequence.slot = self._free_slots.pop()
-            self._running.append(sequence)
+    def add(self, sequence: Sequence) -> None:
+        """Raises when the sequence could not run even alone."""
+        needed = self._blocks.blocks_for(sequence.max_length)
+        if needed > self._blocks.num_blocks:
+            raise ConfigError(
+                f"the prompt of {len(sequence.request.prompt_ids)} and up to {sequence.max_new_tokens} new tokens need "
+                f"{needed} blocks of {self._blocks.block_tokens} tokens, the KV cache has {self._blocks.num_blocks}; "
+                "ask for fewer tokens, or give the cache more memory"
+            )
+        self._waiting.append(sequence)
+
+    def cancel(self, sequence: Sequence) -> None:
+        """Ends a sequence where it is; its slot and blocks are free at once."""
+        if sequence in self._waiting:
+            self._waiting.remove(sequence)
+            sequence.finish_reason = "cancelled"
+        elif sequence in self._running:
+            sequence.finish_reason = "cancelled"
+            self.finish_step()
+
+    def next_step(self) -> Step | None:
+        """Running sequences go first (one token each), prompts share what is left of `max_num_tokens`."""
+        self._admit()
         budget = self._limits.max_num_tokens
-        shares = []
-        # Those with a single pending token are decoding; sorting is stable, so the order of arrival stays.
-        for sequence in sorted(self._running, key=lambda s: s.num_pending > 1):
-            count = min(sequence.num_pending, budget)
-            if count:
+        shares: list[tuple[Sequence, int]] = []
+        decoding = [sequence for sequence in self._running if sequence.num_pending == 1]
+        prompts = [sequence for sequence in self._running if sequence.num_pending > 1]
+        for sequence in decoding:
+            if sequence in self._running and self._make_room(sequence, 1, shares):
+                shares.append((sequence, 1))
+                budget -= 1
+        for index, sequence in enumerate(prompts):
+            if sequence not in self._running:
+                continue  # gave way to an older one
+            fair = -(-budget // (len(prompts) - index))  # what the earlier ones leave over goes to the later ones
+            count = min(sequence.num_pending, fair)
+            if count > 0 and self._make_room(sequence, count, shares):
                 shares.append((sequence, count))
                 budget -= count
-        return self._assemble(shares)
+        return self._assemble(shares) if shares else None
 
     def finish_step(self) -> list[Sequence]:
-        """Frees the slots of sequences that ended; returns them."""
-        ended = [sequence for sequence in self._running if sequence.finish_reason]
+        """After a pass: offers full blocks to others, frees what ended sequences held; returns those."""
+        ended = []
+        for sequence in self._running:
+            self._publish(sequence)
+            if sequence.finish_reason:
+                self._release(sequence)
+                ended.append(sequence)
         self._running = [sequence for sequence in self._running if not sequence.finish_reason]
-        self._free_slots += [sequence.slot for sequence in ended]
         return ended
+
+    def _admit(self) -> None:
+        while self._free_slots and self._waiting:
+            sequence = self._waiting[0]
+            # The last token is always computed: its logits are needed. So are all of them when they were asked for.
+            known = [] if sequence.request.context_logits else sequence.token_ids[:-1]
+            matched = self._blocks.match(known)
+            if not self._fits(sequence, matched):
+                self._blocks.release(matched)
+                return
+            self._waiting.popleft()
+            sequence.slot = self._free_slots.pop()
+            sequence.blocks, sequence.num_told_blocks = matched, 0
+            sequence.num_computed = sequence.num_published = len(matched) * self._blocks.block_tokens
+            sequence.digest = self._digest_of(sequence, len(matched))
+            self.num_reused_tokens += sequence.num_computed
+            self._running.append(sequence)
+            self._running.sort(key=lambda s: s.index)
+
+    def _fits(self, sequence: Sequence, matched: list[int]) -> bool:
+        if self._may_evict:
+            first = min(len(sequence.token_ids), len(matched) * self._blocks.block_tokens + self._limits.max_num_tokens)
+            return self._blocks.blocks_for(first) - len(matched) <= self._blocks.num_available
+        promised = sum(self._blocks.blocks_for(other.max_length) - len(other.blocks) for other in self._running)
+        needed = self._blocks.blocks_for(sequence.max_length) - len(matched)
+        return needed <= self._blocks.num_available - promised
+
+    def _make_room(self, sequence: Sequence, count: int, shares: list[tuple[Sequence, int]]) -> bool:
+        """Gives a sequence blocks for its next tokens; the youngest others give way. False: it gave way itself."""
+        missing = self._blocks.blocks_for(sequence.num_computed + count) - len(sequence.blocks)
+        while missing > self._blocks.num_available:
+            assert self._may_evict, "blocks were promised and are not there"
+            victim = self._running[-1]
+            shares[:] = [share for share in shares if share[0] is not victim]
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        sequence.blocks += [self._blocks.allocate() for _ in range(missing)]
+        return sequence in self._running
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self._running.remove(sequence)
+        self._release(sequence)
+        sequence.num_computed = 0
+        sequence.prompt_logits.clear()
+        self._waiting.appendleft(sequence)
+        self.num_preemptions += 1
+
+    def _release(self, sequence: Sequence) -> None:
+        self._blocks.release(sequence.blocks)
+        sequence.blocks = []
+        self._free_slots.append(sequence.slot)
+        sequence.slot = -1
+
+    def _publish(self, sequence: Sequence) -> None:
+        size, tokens = self._blocks.block_tokens, None
+        while sequence.num_published + size <= sequence.num_computed:
+            tokens = tokens or sequence.token_ids
+            first = sequence.num_published
+            sequence.digest = self._blocks.digest(sequence.digest, tokens[first : first + size])
+            self._blocks.publish(sequence.blocks[first // size], sequence.digest)
+            sequence.num_published += size
+
+    def _digest_of(self, sequence: Sequence, num_blocks: int) -> bytes:
+        digest, size, tokens = b"", self._blocks.block_tokens, sequence.token_ids
+        for index in range(num_blocks):
+            digest = self._blocks.digest(digest, tokens[index * size : (index + 1) * size])
+        return digest
 
     def _assemble(self, shares: list[tuple[Sequence, int]]) -> Step:
         tokens: list[int] = []
@@ -66,15 +183,21 @@ class Scheduler:
         rows: list[tuple[Sequence, bool]] = []
         for sequence, count in shares:
             first, past = len(tokens), sequence.num_computed
-            tokens += sequence.token_ids[past : past + count]
-            slices.append(SequenceSlice(slot=sequence.slot, num_tokens=count, past=past))
-            decides = count == sequence.num_pending
-            if sequence.request.context_logits and past < len(sequence.request.prompt_ids):
-                logit_rows += range(first, first + count)
-                rows += [(sequence, False)] * (count - 1) + [(sequence, decides)]
-            elif decides:
-                logit_rows.append(first + count - 1)
-                rows.append((sequence, True))
+            tokens += sequence.known(past, past + count)
+            new_blocks = tuple(sequence.blocks[sequence.num_told_blocks :])
+            slices.append(
+                SequenceSlice(
+                    slot=sequence.slot,
+                    num_tokens=count,
+                    past=past,
+                    first_block=sequence.num_told_blocks,
+                    blocks=new_blocks,
+                )
+            )
+            sequence.num_told_blocks = len(sequence.blocks)
+            for offset, decides in self._wanted_rows(sequence, count):
+                logit_rows.append(first + offset)
+                rows.append((sequence, decides))
             sequence.num_computed += count
         batch = StepBatch(
             token_ids=torch.tensor(tokens),
@@ -82,3 +205,15 @@ class Scheduler:
             logit_rows=torch.tensor(logit_rows, dtype=torch.int64),
         )
         return Step(batch, rows)
+
+    @staticmethod
+    def _wanted_rows(sequence: Sequence, count: int) -> Iterator[tuple[int, bool]]:
+        """(token of the chunk, whether it decides the next token) for those whose logits are wanted."""
+        decides = count == sequence.num_pending
+        prompt_tokens = (
+            len(sequence.request.prompt_ids) - sequence.num_computed if sequence.request.context_logits else 0
+        )
+        for offset in range(count):
+            is_last = decides and offset == count - 1
+            if is_last or offset < prompt_tokens:
+                yield offset, is_last

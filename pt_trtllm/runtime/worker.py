@@ -1,17 +1,18 @@
-"""One rank of a world: `python -m pt_trtllm.runtime.worker ENGINE_DIR JOB_DIR`, started by the launcher.
+"""One rank of a world: `python -m pt_trtllm.runtime.worker ENGINE_DIR WORLD_DIR SOCKET OPTIONS`.
 
-Only rank 0 reads the job; the others need the engine (at the same path on every host) and a folder for their log.
+Only rank 0 needs the socket (it runs on the launcher's host); the others need the engine, at the same path on every
+host, and a folder for their log.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 import time
 import traceback
 from pathlib import Path
-from typing import TextIO
 
 import torch
 
@@ -21,23 +22,33 @@ from pt_trtllm.comm.local import LocalCommunicator
 from pt_trtllm.engine.bundle import EngineConfig, open_bundle
 from pt_trtllm.engine.registry import backend_module
 from pt_trtllm.mapping import Mapping
-from pt_trtllm.runtime.generate import Engine, Progress, follow, generate
-from pt_trtllm.runtime.job import Job
+from pt_trtllm.runtime.core import Engine, EngineCore, follow
 from pt_trtllm.runtime.launch import log_name, status_name
-
-
-def open_engine(engine_dir: Path, config: EngineConfig, comm: Communicator) -> Engine:
-    """Opens this rank's engine with its share of the host's cores."""
-    engine: Engine = backend_module(config.backend).open_engine(engine_dir, config, comm)
-    return engine
+from pt_trtllm.runtime.options import RuntimeOptions
+from pt_trtllm.runtime.protocol import Channel
+from pt_trtllm.runtime.service import Service
 
 
 def connect(mapping: Mapping) -> Communicator:
+    """This rank's way to the others."""
     if mapping.world_size == 1:
         return LocalCommunicator()
     from pt_trtllm.comm.mpi import MpiCommunicator
 
     return MpiCommunicator(mapping, timeout_s=env.COMM_TIMEOUT_S.get(), load_timeout_s=env.LOAD_TIMEOUT_S.get())
+
+
+def open_engine(
+    engine_dir: Path, config: EngineConfig, comm: Communicator, options: RuntimeOptions
+) -> tuple[Engine, RuntimeOptions]:
+    """Opens this rank's engine once rank 0 has settled the size of everybody's KV cache."""
+    settled = comm.broadcast(options.settled(config).to_bytes() if comm.rank == 0 else None)
+    options = RuntimeOptions.from_bytes(settled)
+    start = time.perf_counter()
+    engine: Engine = backend_module(config.backend).open_engine(engine_dir, config, comm, options.num_blocks(config))
+    print(f"rank {comm.rank}: loaded {engine_dir} in {time.perf_counter() - start:.2f} s", flush=True)
+    comm.barrier()  # loading takes each rank its own time
+    return engine, options
 
 
 def share_cores(local_rank: int, local_size: int) -> None:
@@ -49,72 +60,62 @@ def share_cores(local_rank: int, local_size: int) -> None:
     torch.set_num_threads(env.NUM_THREADS.get() or max(1, share))
 
 
+def serve(engine_dir: Path, world_dir: Path, socket_path: str, options: RuntimeOptions) -> None:
+    """One rank's whole life. Rank 0 talks to the client, the others follow it."""
+    config, _ = open_bundle(engine_dir)
+    comm = connect(config.mapping)
+    try:
+        engine, options = open_engine(engine_dir, config, comm, options)
+        if comm.rank == 0:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+                connection.connect(socket_path)
+                core = EngineCore(engine, options)
+                Service(core, Channel(connection), world_dir).run()
+                core.stop()
+        else:
+            follow(engine)
+        comm.barrier()  # nobody tears down what another still reads
+    except BaseException as error:
+        comm.abort(f"rank {comm.rank} failed: {type(error).__name__}: {error}")
+        raise
+    comm.close()
+
+
 def main() -> None:
-    engine_dir, job_dir = Path(sys.argv[1]), Path(sys.argv[2])
-    job_dir.mkdir(exist_ok=True)
+    engine_dir, world_dir, socket_path, options = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4]
+    world_dir.mkdir(exist_ok=True)
     rank = _launched_as("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
-    to_launcher = _redirect_output(job_dir / log_name(rank))
-    _write_status(job_dir, rank, state="running", pid=os.getpid())
-    comm: Communicator | None = None
+    _redirect_output(world_dir / log_name(rank))
+    _write_status(world_dir, rank, state="running", pid=os.getpid())
     try:
         share_cores(
             _launched_as("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"),
             max(1, _launched_as("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_NTASKS_PER_NODE", default=1)),
         )
-        config, _ = open_bundle(engine_dir)
-        comm = connect(config.mapping)
-        work(engine_dir, config, comm, job_dir, lambda done, total: _report(to_launcher, done, total))
-        comm.close()
+        serve(engine_dir, world_dir, socket_path, RuntimeOptions.from_bytes(options.encode()))
     except BaseException as error:
         traceback.print_exc()
-        _write_status(job_dir, rank, state="failed", pid=os.getpid(), kind=type(error).__name__, message=str(error))
-        if comm is not None:
-            comm.abort(f"rank {rank} failed: {type(error).__name__}: {error}")
+        _write_status(world_dir, rank, state="failed", pid=os.getpid(), kind=type(error).__name__, message=str(error))
         sys.stderr.flush()
         os._exit(1)  # MPI_Finalize would wait for ranks that will not come; the launcher ends them
-    _write_status(job_dir, rank, state="done", pid=os.getpid())
-
-
-def work(
-    engine_dir: Path,
-    config: EngineConfig,
-    comm: Communicator,
-    job_dir: Path,
-    progress: Progress = lambda done, total: None,
-) -> None:
-    """One rank's part in a job, from its engine file to the results."""
-    start = time.perf_counter()
-    engine = open_engine(engine_dir, config, comm)
-    print(f"rank {comm.rank}: loaded {engine_dir} in {time.perf_counter() - start:.2f} s", flush=True)
-    comm.barrier()  # loading takes each rank its own time
-    if comm.rank == 0:
-        Job.write_results(job_dir, *generate(engine, Job.read(job_dir).requests, progress))
-    else:
-        follow(engine)
-    comm.barrier()  # nobody tears down what another still reads
+    _write_status(world_dir, rank, state="done", pid=os.getpid())
 
 
 def _launched_as(*names: str, default: int = 0) -> int:
     return next((int(os.environ[name]) for name in names if name in os.environ), default)
 
 
-def _redirect_output(path: Path) -> TextIO:
-    """Sends stdout and stderr, of C libraries too, to the rank's log; returns the way to the launcher."""
-    to_launcher = os.fdopen(os.dup(1), "w", buffering=1)
+def _redirect_output(path: Path) -> None:
+    """Sends stdout and stderr, of C libraries too, to the rank's log."""
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    return to_launcher
 
 
-def _report(to_launcher: TextIO, done: int, total: int) -> None:
-    print(json.dumps({"done": done, "total": total}), file=to_launcher)
-
-
-def _write_status(job_dir: Path, rank: int, **status: object) -> None:
-    temporary = job_dir / f".{status_name(rank)}"
+def _write_status(world_dir: Path, rank: int, **status: object) -> None:
+    temporary = world_dir / f".{status_name(rank)}"
     temporary.write_text(json.dumps({"time": time.time(), **status}))
-    temporary.replace(job_dir / status_name(rank))
+    temporary.replace(world_dir / status_name(rank))
 
 
 if __name__ == "__main__":

@@ -32,13 +32,22 @@ def main(paths: Sequence[str]) -> None:
     """One rank: the same steps as `runtime.worker`, once per job."""
     import torch
 
-    from pt_trtllm.runtime.worker import connect, work
+    from pt_trtllm.runtime.core import follow
+    from pt_trtllm.runtime.generate import generate
+    from pt_trtllm.runtime.options import RuntimeOptions
+    from pt_trtllm.runtime.worker import connect, open_engine
+    from pt_trtllm.testing.jobs import Job
 
     torch.set_num_threads(1)
     for engine_dir, job_dir in zip(map(Path, paths[::2]), map(Path, paths[1::2]), strict=True):
         config, _ = open_bundle(engine_dir)
         comm = connect(config.mapping)
-        work(engine_dir, config, comm, job_dir)
+        engine, options = open_engine(engine_dir, config, comm, RuntimeOptions())
+        if comm.rank == 0:
+            Job.write_results(job_dir, *generate(engine, Job.read(job_dir).requests, options))
+        else:
+            follow(engine)
+        comm.barrier()
         comm.close()
 
 

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+from pt_trtllm import LLM
 from pt_trtllm.checkpoint.convert import ConvertOptions, convert
 from pt_trtllm.checkpoint.quantize import Quantization
 from pt_trtllm.engine.build import BuildOptions, build
-from pt_trtllm.runtime.job import Job, read_context_logits
 from pt_trtllm.runtime.request import Request
-from pt_trtllm.runtime.run import run
 from pt_trtllm.runtime.sampling import SamplingParams
 from pt_trtllm.runtime.tokenizer import Tokenizer
+from pt_trtllm.testing.jobs import Job, read_context_logits
 from pt_trtllm.testing.numeric import FLOAT32_LOGITS, mean_kl_divergence, relative_error
 from pt_trtllm.testing.ranks import run_jobs
 
@@ -50,16 +50,12 @@ def test_it_continues_prompts_as_the_reference_does(tmp_path: Path, world_size: 
     tokenizer = Tokenizer(folder / "tokenizer")
     cases = REFERENCE["cases"]
     assert [tokenizer.encode(case["prompt"]) for case in cases] == [case["input_ids"] for case in cases]
-    requests = [
-        Request(
-            prompt_ids=tuple(case["input_ids"]),
-            params=SamplingParams(max_tokens=len(case["output_ids"]), ignore_eos=True),
-        )
-        for case in cases
-    ]
-    outputs = run(folder, requests).outputs
-    assert [output["output_ids"] for output in outputs] == [case["output_ids"] for case in cases]
-    words = " ".join(tokenizer.decode(output["output_ids"]) for output in outputs).split()
+    params = [SamplingParams(max_tokens=len(case["output_ids"]), ignore_eos=True) for case in cases]
+    with LLM(folder) as llm:
+        outputs = [result.outputs[0] for result in llm.generate([case["prompt"] for case in cases], params)]
+    assert [list(output.token_ids) for output in outputs] == [case["output_ids"] for case in cases]
+    assert [output.text for output in outputs] == [tokenizer.decode(case["output_ids"]) for case in cases]
+    words = " ".join(output.text or "" for output in outputs).split()
     assert len(words) > 40
     assert {"the", "to"} <= set(words)
 

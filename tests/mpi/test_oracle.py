@@ -13,10 +13,10 @@ from pt_trtllm.checkpoint.convert import ConvertOptions, convert
 from pt_trtllm.engine.build import BuildOptions, build
 from pt_trtllm.engine.bundle import BuildLimits
 from pt_trtllm.mapping import sync_counts, sync_plan
-from pt_trtllm.runtime.job import Job, read_context_logits
 from pt_trtllm.runtime.request import Request
 from pt_trtllm.runtime.sampling import SamplingParams
 from pt_trtllm.testing.cases import CASES, Case
+from pt_trtllm.testing.jobs import Job, read_context_logits
 from pt_trtllm.testing.numeric import FLOAT32_LOGITS, assert_close
 from pt_trtllm.testing.ranks import run_jobs
 from pt_trtllm.testing.reference import NUM_NEW_TOKENS, Reference, make_reference

@@ -1,23 +1,26 @@
-"""Steps: every token is computed exactly once, in order, within the limits; messages carry them unchanged."""
+"""Steps: every token is computed once and in order, within limits and memory; messages carry them unchanged."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pt_trtllm.checkpoint.rank_files import CheckpointConfig
 from pt_trtllm.config import ModelConfig
 from pt_trtllm.engine.bundle import BuildLimits, EngineConfig
-from pt_trtllm.network.torch_ops import SequenceSlice, StepBatch
+from pt_trtllm.errors import ConfigError
+from pt_trtllm.network.step import SequenceSlice, StepBatch
+from pt_trtllm.runtime.kv_blocks import BlockManager
 from pt_trtllm.runtime.messages import STOP, decode, encode
 from pt_trtllm.runtime.request import Request, Sequence
 from pt_trtllm.runtime.sampling import SamplingParams
-from pt_trtllm.runtime.scheduler import Scheduler
+from pt_trtllm.runtime.scheduler import POLICIES, Scheduler, Step
 
 pytestmark = pytest.mark.unit
 
+BLOCK = 4
 MODEL = ModelConfig(
     vocab_size=50, num_hidden_layers=1, hidden_size=8, num_attention_heads=2, head_dim=4, intermediate_size=8,
     eos_token_id=(7,),
@@ -29,50 +32,165 @@ def engine_config(limits: BuildLimits) -> EngineConfig:
     return EngineConfig(backend="cpu", checkpoint=checkpoint, limits=limits.resolve(64))
 
 
-@given(
-    lengths=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 12), st.booleans()), min_size=1, max_size=8),
-    slots=st.integers(1, 4),
-    extra=st.integers(0, 20),
-)
-def test_every_token_is_computed_once_in_order(lengths: list[tuple[int, int, bool]], slots: int, extra: int) -> None:
-    limits = BuildLimits(max_batch_size=slots, max_seq_len=64, max_num_tokens=slots + extra)
-    config = engine_config(limits)
-    scheduler = Scheduler(config.limits)
-    sequences = []
-    for index, (prompt, answer, context) in enumerate(lengths):
-        params = SamplingParams(max_tokens=answer, ignore_eos=True)
-        request = Request(prompt_ids=tuple(range(prompt)), params=params, context_logits=context)
-        sequences.append(Sequence.start(index, request, config))
-        scheduler.add(sequences[-1])
-    computed: dict[int, list[int]] = {index: [] for index in range(len(sequences))}
-    prompt_rows = dict.fromkeys(computed, 0)
-    for _ in range(2000):
-        if not scheduler.has_work():
-            break
-        step = scheduler.next_step()
+class Cache:
+    """What the ranks would hold: per block, the tokens written; refuses to be read where nothing or another was."""
+
+    def __init__(self) -> None:
+        self.blocks: dict[int, list[int]] = {}
+        self.tables: dict[int, list[int]] = {}
+
+    def run(self, step: Step, owners: dict[int, Sequence]) -> int:
+        """Checks and applies a step; returns how many tokens it computed."""
         tokens = step.batch.token_ids.tolist()
-        assert 0 < len(tokens) <= limits.max_num_tokens
-        assert len({s.slot for s in step.batch.sequences}) == len(step.batch.sequences) <= slots
-        by_slot = {
-            sequence.slot: sequence for sequence in sequences if sequence.slot >= 0 and not sequence.finish_reason
-        }
+        written: set[tuple[int, int]] = set()
         for piece in step.batch.sequences:
-            mine = computed[by_slot[piece.slot].index]
-            assert len(mine) == piece.past
-            mine += tokens[: piece.num_tokens]
-            tokens = tokens[piece.num_tokens :]
+            sequence, table = owners[piece.slot], self.tables.setdefault(piece.slot, [])
+            table[piece.first_block :] = piece.blocks
+            expected = sequence.token_ids
+            new, tokens = tokens[: piece.num_tokens], tokens[piece.num_tokens :]
+            assert new == expected[piece.past : piece.past + piece.num_tokens]
+            for position in range(piece.past):  # what attention will read
+                assert self.blocks[table[position // BLOCK]][position % BLOCK] == expected[position]
+            for position, token in enumerate(new, start=piece.past):
+                block = table[position // BLOCK]
+                assert (block, position % BLOCK) not in written, "two sequences write to one place"
+                written.add((block, position % BLOCK))
+                content = self.blocks.setdefault(block, [])
+                content[position % BLOCK :] = [token]
+        return len(step.batch.token_ids)
+
+
+def drive(
+    scheduler: Scheduler, sequences: list[Sequence], limits: BuildLimits, cancel: dict[int, int] | None = None
+) -> None:
+    """Runs to the end; `cancel` maps steps to sequences that are cancelled before them."""
+    cache = Cache()
+    for number in range(3000):
+        if cancel and number in cancel and sequences[cancel[number]].finish_reason is None:
+            scheduler.cancel(sequences[cancel[number]])
+        if not scheduler.has_work():
+            return
+        step = scheduler.next_step()
+        assert step is not None, "work, but no step: starved"
+        owners = {s.slot: s for s in sequences if s.slot >= 0}
+        assert 0 < cache.run(step, owners) <= limits.max_num_tokens
+        assert len({piece.slot for piece in step.batch.sequences}) == len(step.batch.sequences) <= limits.max_batch_size
         assert len(step.rows) == len(step.batch.logit_rows)
         for sequence, decides in step.rows:
-            prompt_rows[sequence.index] += sequence.request.context_logits and not sequence.output_ids
+            if len(sequence.prompt_logits) < len(sequence.request.prompt_ids) and sequence.request.context_logits:
+                sequence.prompt_logits.append(torch.zeros(1))
             if decides:
-                sequence.accept(40)
+                sequence.accept(40 + len(sequence.output_ids) % 3)
         scheduler.finish_step()
-    assert not scheduler.has_work()
-    for sequence, (prompt, answer, context) in zip(sequences, lengths, strict=True):
-        assert sequence.output_ids == [40] * answer
+    raise AssertionError("did not end")
+
+
+REQUESTS = st.lists(
+    st.tuples(st.lists(st.integers(0, 1), min_size=1, max_size=30), st.integers(1, 12), st.booleans()),
+    min_size=1,
+    max_size=8,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    requests=REQUESTS,
+    slots=st.integers(1, 4),
+    extra=st.integers(0, 20),
+    spare=st.integers(0, 12),
+    policy=st.sampled_from(POLICIES),
+    reuse=st.booleans(),
+    cancel=st.dictionaries(st.integers(0, 30), st.integers(0, 7), max_size=4),
+)
+def test_every_request_is_answered_and_every_block_comes_back(
+    requests: list[tuple[list[int], int, bool]], slots: int, extra: int, spare: int, policy: str, reuse: bool,
+    cancel: dict[int, int],
+) -> None:  # fmt: skip
+    limits = BuildLimits(max_batch_size=slots, max_seq_len=64, max_num_tokens=slots + extra)
+    config = engine_config(limits)
+    # Barely enough for the largest alone, or a little more: memory is what they fight about.
+    largest = max(len(prompt) + answer for prompt, answer, _ in requests)
+    blocks = BlockManager(-(-largest // BLOCK) + spare, BLOCK, reuse=reuse)
+    scheduler = Scheduler(config.limits, blocks, policy)
+    sequences = []
+    for index, (prompt, answer, context) in enumerate(requests):
+        params = SamplingParams(max_tokens=answer, ignore_eos=True)
+        request = Request(prompt_ids=tuple(prompt), params=params, context_logits=context)
+        sequences.append(Sequence.start(index, request, config))
+        scheduler.add(sequences[-1])
+    cancel = {step: index for step, index in cancel.items() if index < len(sequences)}
+    drive(scheduler, sequences, limits, cancel)
+    for sequence, (prompt, answer, context) in zip(sequences, requests, strict=True):
+        if sequence.finish_reason == "cancelled":
+            assert sequence.index in cancel.values()
+            continue
         assert sequence.finish_reason == "length"
-        assert computed[sequence.index] == [*range(prompt), *[40] * (answer - 1)]
-        assert prompt_rows[sequence.index] == (prompt if context else 0)
+        assert sequence.output_ids == [40 + i % 3 for i in range(answer)]
+        assert len(sequence.prompt_logits) == (len(prompt) if context else 0)
+    assert blocks.num_used == 0
+    assert scheduler.num_preemptions == 0 or policy == "max_utilization"
+
+
+def make(config: EngineConfig, index: int, prompt: range, answer: int) -> Sequence:
+    params = SamplingParams(max_tokens=answer, ignore_eos=True)
+    return Sequence.start(index, Request(prompt_ids=tuple(prompt), params=params), config)
+
+
+def test_a_common_beginning_is_computed_once() -> None:
+    limits = BuildLimits(max_batch_size=2, max_seq_len=64, max_num_tokens=64)
+    config = engine_config(limits)
+    scheduler = Scheduler(config.limits, BlockManager(32, BLOCK))
+    first, second = make(config, 0, range(20), 1), make(config, 1, range(22), 1)
+    scheduler.add(first)
+    drive(scheduler, [first], limits)
+    scheduler.add(second)
+    step = scheduler.next_step()
+    assert step is not None
+    assert [(piece.past, piece.num_tokens) for piece in step.batch.sequences] == [(20, 2)]
+    assert scheduler.num_reused_tokens == 20
+
+
+def test_a_whole_prompt_that_is_known_still_computes_its_last_token() -> None:
+    limits = BuildLimits(max_batch_size=1, max_seq_len=64, max_num_tokens=64)
+    config = engine_config(limits)
+    scheduler = Scheduler(config.limits, BlockManager(32, BLOCK))
+    for index in range(2):
+        sequence = make(config, index, range(8), 1)
+        scheduler.add(sequence)
+        step = scheduler.next_step()
+        assert step is not None
+        assert [(p.past, p.num_tokens) for p in step.batch.sequences] == [(0, 8) if index == 0 else (4, 4)]
+        sequence.accept(1)
+        scheduler.finish_step()
+
+
+def test_running_answers_go_on_beside_long_prompts() -> None:
+    limits = BuildLimits(max_batch_size=4, max_seq_len=64, max_num_tokens=8)
+    config = engine_config(limits)
+    scheduler = Scheduler(config.limits, BlockManager(64, BLOCK))
+    talker = make(config, 0, range(2), 20)
+    scheduler.add(talker)
+    step = scheduler.next_step()
+    talker.accept(1)
+    scheduler.finish_step()
+    for index in (1, 2):
+        scheduler.add(make(config, index, range(index, index + 40), 1))
+    for _ in range(5):
+        step = scheduler.next_step()
+        assert step is not None
+        counts = [piece.num_tokens for piece in step.batch.sequences]
+        assert counts[0] == 1
+        assert sum(counts) == 8
+        assert max(counts[1:]) - min(counts[1:]) <= 1, "the long prompts share what is left evenly"
+        talker.accept(1)
+        scheduler.finish_step()
+
+
+def test_a_request_that_can_never_fit_is_refused() -> None:
+    config = engine_config(BuildLimits(max_seq_len=64))
+    scheduler = Scheduler(config.limits, BlockManager(3, BLOCK))
+    with pytest.raises(ConfigError, match="need 4 blocks of 4 tokens, the KV cache has 3"):
+        scheduler.add(make(config, 0, range(10), 5))
 
 
 def test_a_sequence_ends_at_its_end_token_and_keeps_it() -> None:
@@ -95,11 +213,18 @@ def test_an_answer_ends_where_the_room_does() -> None:
 
 
 @given(
-    pieces=st.lists(st.tuples(st.integers(0, 9), st.integers(1, 5), st.integers(0, 1000)), min_size=1, max_size=6),
+    pieces=st.lists(
+        st.tuples(st.integers(0, 9), st.integers(1, 5), st.integers(0, 1000), st.lists(st.integers(0, 99), max_size=3)),
+        min_size=1,
+        max_size=6,
+    ),
     rows=st.lists(st.integers(0, 4), max_size=5),
 )
-def test_messages_carry_steps_unchanged(pieces: list[tuple[int, int, int]], rows: list[int]) -> None:
-    sequences = tuple(SequenceSlice(slot=slot, num_tokens=count, past=past) for slot, count, past in pieces)
+def test_messages_carry_steps_unchanged(pieces: list[tuple[int, int, int, list[int]]], rows: list[int]) -> None:
+    sequences = tuple(
+        SequenceSlice(slot=slot, num_tokens=count, past=past, first_block=past // 32, blocks=tuple(blocks))
+        for slot, count, past, blocks in pieces
+    )
     batch = StepBatch(
         token_ids=torch.arange(sum(piece[1] for piece in pieces)),
         sequences=sequences,

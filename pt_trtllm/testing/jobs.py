@@ -1,8 +1,7 @@
-"""A batch of requests as files: how the launcher hands work to rank 0 and gets answers back."""
+"""A batch of requests as files, for ranks that many tests share."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence as SequenceABC
 from dataclasses import dataclass
@@ -12,9 +11,9 @@ from typing import Any
 import torch
 
 from pt_trtllm.checkpoint.safetensors_io import DeclaredTensor, SafetensorsReader, SafetensorsWriter
-from pt_trtllm.runtime.generate import GenerationStats
+from pt_trtllm.runtime.core import EngineStats
+from pt_trtllm.runtime.protocol import request_from_json, request_to_json
 from pt_trtllm.runtime.request import Request, Sequence
-from pt_trtllm.runtime.sampling import SamplingParams
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,16 +21,16 @@ class Job:
     requests: tuple[Request, ...]
 
     def write(self, folder: Path) -> None:
-        data = {"requests": [dataclasses.asdict(request) for request in self.requests]}
+        data = {"requests": [request_to_json(request) for request in self.requests]}
         (folder / "job.json").write_text(json.dumps(data))
 
     @classmethod
     def read(cls, folder: Path) -> Job:
         data = json.loads((folder / "job.json").read_text())
-        return cls(requests=tuple(_to_request(request) for request in data["requests"]))
+        return cls(requests=tuple(request_from_json(request) for request in data["requests"]))
 
     @staticmethod
-    def write_results(folder: Path, sequences: SequenceABC[Sequence], stats: GenerationStats) -> None:
+    def write_results(folder: Path, sequences: SequenceABC[Sequence], stats: EngineStats) -> None:
         outputs = [{"output_ids": s.output_ids, "finish_reason": s.finish_reason} for s in sequences]
         write_context_logits(folder / "context_logits.safetensors", sequences)
         (folder / "results.json").write_text(json.dumps({"outputs": outputs, "stats": stats.to_json()}))
@@ -61,10 +60,3 @@ def read_context_logits(path: Path) -> dict[str, torch.Tensor]:
         return {name: reader.read(name) for name in reader.tensors}
     finally:
         reader.close()
-
-
-def _to_request(data: dict[str, Any]) -> Request:
-    params = {**data["params"], "stop_token_ids": tuple(data["params"]["stop_token_ids"])}
-    return Request(
-        prompt_ids=tuple(data["prompt_ids"]), params=SamplingParams(**params), context_logits=data["context_logits"]
-    )

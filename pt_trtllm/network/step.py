@@ -1,0 +1,33 @@
+"""One forward pass as data: the new tokens of several sequences, laid end to end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceSlice:
+    """A sequence's share of a step: `num_tokens` new tokens after `past` cached ones."""
+
+    slot: int
+    num_tokens: int
+    past: int
+    first_block: int = 0
+    """`blocks` continue this slot's block table from here; 0 starts a new table."""
+    blocks: tuple[int, ...] = ()
+    """Blocks of the KV cache that the slot did not have before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepBatch:
+    token_ids: torch.Tensor
+    """[tokens] int64"""
+    sequences: tuple[SequenceSlice, ...]
+    logit_rows: torch.Tensor
+    """[rows] int64: tokens whose logits are wanted"""
+
+    @property
+    def positions(self) -> torch.Tensor:
+        return torch.cat([torch.arange(s.past, s.past + s.num_tokens) for s in self.sequences])

@@ -1,0 +1,141 @@
+"""Rank 0's engine: requests in, tokens out, one forward pass at a time over all ranks."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from pt_trtllm.comm.base import Communicator
+from pt_trtllm.engine.bundle import EngineConfig
+from pt_trtllm.errors import CommunicationError
+from pt_trtllm.mapping import SYNC_KINDS, sync_counts, sync_plan
+from pt_trtllm.network.kv_cache import BLOCK_TOKENS
+from pt_trtllm.network.step import StepBatch
+from pt_trtllm.runtime.kv_blocks import BlockManager
+from pt_trtllm.runtime.messages import STOP, decode, encode
+from pt_trtllm.runtime.options import RuntimeOptions
+from pt_trtllm.runtime.request import Request, Sequence
+from pt_trtllm.runtime.scheduler import Scheduler, Step
+
+
+class Engine(Protocol):
+    """One rank of any backend's engine."""
+
+    config: EngineConfig
+    comm: Communicator
+
+    def forward(self, batch: StepBatch) -> torch.Tensor: ...
+
+
+@dataclass
+class EngineStats:
+    """What the engine did since it started, counted, not assumed."""
+
+    world_size: int
+    hosts: int = 1
+    forward_passes: int = 0
+    sync_points_per_forward: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SYNC_KINDS, 0))
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    reused_tokens: int = 0
+    preemptions: int = 0
+    kv_blocks: int = 0
+    kv_blocks_used: int = 0
+    running: int = 0
+    waiting: int = 0
+    seconds: float = 0.0
+    """Time in steps."""
+    seconds_to_first_token: float = 0.0
+    """From the first step's start."""
+    seconds_in_forward: float = 0.0
+    seconds_in_collectives: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+class EngineCore:
+    """Owns the scheduler and the sequences; `step` advances everything by one pass."""
+
+    def __init__(self, engine: Engine, options: RuntimeOptions) -> None:
+        self._engine, self.config = engine, engine.config
+        num_blocks = options.num_blocks(engine.config)
+        self._blocks = BlockManager(num_blocks, BLOCK_TOKENS, reuse=options.enable_block_reuse)
+        self._scheduler = Scheduler(engine.config.limits, self._blocks, options.scheduler_policy)
+        self._planned = sync_counts(sync_plan(engine.config.checkpoint.model, engine.config.mapping))
+        self._num_sequences = 0
+        self._stats = EngineStats(world_size=engine.comm.world_size, hosts=engine.comm.num_hosts, kv_blocks=num_blocks)
+
+    def add(self, request: Request) -> Sequence:
+        """Raises when this engine cannot serve the request."""
+        sequence = Sequence.start(self._num_sequences, request, self.config)
+        self._scheduler.add(sequence)
+        self._num_sequences += 1
+        self._stats.prompt_tokens += len(request.prompt_ids)
+        return sequence
+
+    def cancel(self, sequence: Sequence) -> None:
+        if sequence.finish_reason is None:
+            self._scheduler.cancel(sequence)
+
+    def has_work(self) -> bool:
+        return self._scheduler.has_work()
+
+    def step(self) -> list[Sequence]:
+        """One pass; returns the sequences that got a token, finished ones among them."""
+        start = time.perf_counter()
+        step = self._scheduler.next_step()
+        if step is None:
+            return []
+        self._engine.comm.broadcast(encode(step.batch))
+        before = time.perf_counter()
+        logits = self._engine.forward(step.batch)
+        stats = self._stats
+        stats.seconds_in_forward += time.perf_counter() - before
+        stats.forward_passes += 1
+        advanced = self._take_tokens(step, logits)
+        self._scheduler.finish_step()
+        stats.generated_tokens += len(advanced)
+        stats.seconds += time.perf_counter() - start
+        if advanced and not stats.seconds_to_first_token:
+            stats.seconds_to_first_token = stats.seconds
+        return advanced
+
+    def stats(self) -> EngineStats:
+        """The counts so far; raises if the collectives that happened are not the planned ones."""
+        stats, comm = self._stats, self._engine.comm.stats
+        stats.reused_tokens, stats.preemptions = self._scheduler.num_reused_tokens, self._scheduler.num_preemptions
+        stats.kv_blocks_used = self._blocks.num_used
+        stats.running, stats.waiting = self._scheduler.num_running, self._scheduler.num_waiting
+        stats.seconds_in_collectives = sum(comm.seconds.values())
+        passes = stats.forward_passes
+        if comm.counts != {kind: count * passes for kind, count in self._planned.items()}:
+            raise CommunicationError(
+                f"{passes} passes made collectives {comm.counts}; planned per pass: {self._planned}"
+            )
+        stats.sync_points_per_forward = dict(self._planned) if passes else dict.fromkeys(SYNC_KINDS, 0)
+        return stats
+
+    def stop(self) -> None:
+        """Releases the other ranks from `follow`."""
+        self._engine.comm.broadcast(STOP)
+
+    @staticmethod
+    def _take_tokens(step: Step, logits: torch.Tensor) -> list[Sequence]:
+        advanced = []
+        for (sequence, decides), row in zip(step.rows, logits, strict=True):
+            if sequence.request.context_logits and len(sequence.prompt_logits) < len(sequence.request.prompt_ids):
+                sequence.prompt_logits.append(row.clone())
+            if decides:
+                sequence.accept(sequence.sampler.next_token(row, len(sequence.output_ids)))
+                advanced.append(sequence)
+        return advanced
+
+
+def follow(engine: Engine) -> None:
+    """Ranks above 0: run what rank 0 announces until it says stop."""
+    while (batch := decode(engine.comm.broadcast(None))) is not None:
+        engine.forward(batch)

@@ -1,0 +1,68 @@
+"""How an engine is run, as opposed to what it was built for. The names are TensorRT-LLM's where it has one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass
+
+from pt_trtllm.config import problems_to_error
+from pt_trtllm.engine.bundle import EngineConfig
+from pt_trtllm.network.kv_cache import BLOCK_TOKENS
+from pt_trtllm.runtime.scheduler import POLICIES
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeOptions:
+    max_tokens_in_paged_kv_cache: int = 0
+    """Tokens that the KV cache holds; 0 takes what max_batch_size sequences of max_seq_len need, if memory allows."""
+    kv_cache_free_mem_fraction: float = 0.5
+    """Share of the host's available memory that the KV caches of its ranks may take together."""
+    enable_block_reuse: bool = True
+    """Prompts that start alike share the blocks of their common beginning."""
+    scheduler_policy: str = POLICIES[0]
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.max_tokens_in_paged_kv_cache < 0:
+            problems.append(f"max_tokens_in_paged_kv_cache is {self.max_tokens_in_paged_kv_cache}, expected 0 or more")
+        if not 0 < self.kv_cache_free_mem_fraction <= 1:
+            problems.append(
+                f"kv_cache_free_mem_fraction is {self.kv_cache_free_mem_fraction}, expected above 0, at most 1"
+            )
+        if self.scheduler_policy not in POLICIES:
+            problems.append(f"scheduler_policy is {self.scheduler_policy!r}, expected one of {list(POLICIES)}")
+        problems_to_error("runtime options", problems)
+
+    def num_blocks(self, config: EngineConfig) -> int:
+        """Blocks of the KV cache. Hosts may differ in memory, so rank 0 decides for all: see `settled`."""
+        limits = config.limits
+        per_sequence = -(-limits.max_seq_len // BLOCK_TOKENS)
+        if self.max_tokens_in_paged_kv_cache:
+            return max(1, self.max_tokens_in_paged_kv_cache // BLOCK_TOKENS)
+        wanted = per_sequence * limits.max_batch_size
+        affordable = int(_available_bytes() * self.kv_cache_free_mem_fraction / _block_bytes_per_host(config))
+        return max(1, min(wanted, affordable))
+
+    def settled(self, config: EngineConfig) -> RuntimeOptions:
+        """With the cache's size decided, so that every rank makes the same one."""
+        return dataclasses.replace(self, max_tokens_in_paged_kv_cache=self.num_blocks(config) * BLOCK_TOKENS)
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(dataclasses.asdict(self)).encode()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> RuntimeOptions:
+        return cls(**json.loads(data))
+
+
+def _block_bytes_per_host(config: EngineConfig) -> int:
+    """Keys and values of one block on all ranks, as if they shared one host."""
+    model, mapping = config.checkpoint.model, config.mapping
+    heads = mapping.kv_heads_per_rank(model.num_kv_heads) * mapping.tracks_per_rank * mapping.world_size
+    return 2 * model.num_hidden_layers * heads * BLOCK_TOKENS * model.head_dim * config.checkpoint.torch_dtype.itemsize
+
+
+def _available_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")

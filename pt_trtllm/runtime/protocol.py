@@ -1,0 +1,85 @@
+"""Between a client process and rank 0: one JSON object per line over a local socket.
+
+client to rank 0    {"type": "submit", "requests": [[id, request], ...]}   {"type": "cancel", "id"}
+                    {"type": "stats"}   {"type": "shutdown"}
+rank 0 to client    {"type": "ready"}   {"type": "stats", "stats"}   {"type": "refused", "id", "message"}
+                    {"type": "tokens", "outputs": [[id, [token, ...], finish_reason or null], ...]}   one per step
+Logits of prompts are large and go through files: a finished request that asked for them has `logits-{id}.safetensors`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import socket
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pt_trtllm.checkpoint.safetensors_io import DeclaredTensor, SafetensorsReader, SafetensorsWriter
+from pt_trtllm.runtime.request import Request
+from pt_trtllm.runtime.sampling import SamplingParams
+
+Message = dict[str, Any]
+LOGITS = "logits"
+"""Name of the tensor in a file of logits."""
+
+
+class Channel:
+    """Messages over a connected socket. One thread may read while others write whole messages."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._file = connection.makefile("rb")
+
+    def send(self, message: Message) -> None:
+        """Raises OSError when the other side is gone."""
+        self._socket.sendall(json.dumps(message, separators=(",", ":")).encode() + b"\n")
+
+    def __iter__(self) -> Iterator[Message]:
+        """Messages until the other side closes."""
+        for line in self._file:
+            if not line.endswith(b"\n"):
+                return  # cut off in the middle of a message: the other side died
+            message: Message = json.loads(line)
+            yield message
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # the other side was first
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._file.close()
+        self._socket.close()
+
+
+def request_to_json(request: Request) -> Message:
+    return dataclasses.asdict(request)
+
+
+def request_from_json(data: Message) -> Request:
+    params = {**data["params"], "stop_token_ids": tuple(data["params"]["stop_token_ids"])}
+    return Request(
+        prompt_ids=tuple(data["prompt_ids"]), params=SamplingParams(**params), context_logits=data["context_logits"]
+    )
+
+
+def logits_file(folder: Path, request_id: int) -> Path:
+    return folder / f"logits-{request_id}.safetensors"
+
+
+def write_logits(path: Path, rows: Sequence[torch.Tensor]) -> None:
+    """float32 [prompt tokens, vocabulary], row by row."""
+    width = len(rows[0])
+    with SafetensorsWriter(path, [DeclaredTensor(LOGITS, torch.float32, (len(rows), width))]) as writer:
+        for index, row in enumerate(rows):
+            writer.write(LOGITS, row, index * width)
+
+
+def read_logits(path: Path) -> torch.Tensor:
+    reader = SafetensorsReader(path)
+    try:
+        return reader.read(LOGITS)
+    finally:
+        reader.close()

@@ -1,0 +1,85 @@
+"""Rank 0's loop: takes requests from a channel between steps, sends tokens after each."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from pathlib import Path
+
+from pt_trtllm.errors import PtError
+from pt_trtllm.runtime.core import EngineCore
+from pt_trtllm.runtime.protocol import Channel, Message, logits_file, request_from_json, write_logits
+from pt_trtllm.runtime.request import Sequence
+
+GONE: Message = {"type": "shutdown"}
+
+
+class Service:
+    """Serves one client until it says shutdown or goes away."""
+
+    def __init__(self, core: EngineCore, channel: Channel, folder: Path) -> None:
+        self._core, self._channel, self._folder = core, channel, folder
+        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._running: dict[int, Sequence] = {}
+        self._ids: dict[Sequence, int] = {}
+
+    def run(self) -> None:
+        threading.Thread(target=self._listen, daemon=True).start()
+        self._channel.send({"type": "ready"})
+        while self._take_messages():
+            advanced = self._core.step() if self._core.has_work() else []
+            if advanced:
+                self._report(advanced)
+
+    def _listen(self) -> None:
+        try:
+            for message in self._channel:
+                self._inbox.put(message)
+        except (OSError, ValueError):
+            pass  # a client that vanishes is one that said shutdown
+        self._inbox.put(GONE)
+
+    def _take_messages(self) -> bool:
+        """Handles what has arrived; sleeps while there is nothing to do at all. False: shut down."""
+        while not self._inbox.empty() or not self._core.has_work():
+            message = self._inbox.get()
+            if message["type"] == "shutdown":
+                return False
+            if message["type"] == "submit":
+                for request_id, request in message["requests"]:
+                    self._submit(request_id, request)
+            elif message["type"] == "cancel":
+                self._cancel(message["id"])
+            elif message["type"] == "stats":
+                self._channel.send({"type": "stats", "stats": self._core.stats().to_json()})
+        return True
+
+    def _submit(self, request_id: int, request: Message) -> None:
+        try:
+            sequence = self._core.add(request_from_json(request))
+        except PtError as error:
+            self._channel.send({"type": "refused", "id": request_id, "message": str(error)})
+            return
+        self._running[request_id] = sequence
+        self._ids[sequence] = request_id
+
+    def _cancel(self, request_id: int) -> None:
+        sequence = self._running.get(request_id)
+        if sequence is None:
+            return  # it ended before the message came
+        self._core.cancel(sequence)
+        self._finish(sequence)
+        self._channel.send({"type": "tokens", "outputs": [[request_id, [], "cancelled"]]})
+
+    def _report(self, advanced: list[Sequence]) -> None:
+        outputs = [[self._ids[s], s.output_ids[-1:], s.finish_reason] for s in advanced]
+        for sequence in advanced:
+            if sequence.finish_reason:
+                self._finish(sequence)
+        self._channel.send({"type": "tokens", "outputs": outputs})
+
+    def _finish(self, sequence: Sequence) -> None:
+        request_id = self._ids.pop(sequence)
+        del self._running[request_id]
+        if sequence.prompt_logits:
+            write_logits(logits_file(self._folder, request_id), sequence.prompt_logits)

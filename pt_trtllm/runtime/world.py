@@ -1,0 +1,177 @@
+"""A running engine as its client sees it: started, connected to, asked, ended, and explained when it fails."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import select
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pt_trtllm.engine.bundle import open_bundle
+from pt_trtllm.errors import CommunicationError, ConfigError, PtError
+from pt_trtllm.runtime.launch import WORKER_MODULE, explain_failure, launch_command, stop
+from pt_trtllm.runtime.options import RuntimeOptions
+from pt_trtllm.runtime.protocol import Channel, Message, request_to_json
+from pt_trtllm.runtime.request import Request
+
+MAX_SOCKET_PATH = 100
+"""The kernel takes 107 bytes."""
+SHUTDOWN_S = 20.0
+INSIDE_MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+
+
+class World:
+    """The ranks of one engine, as child processes. Events of a request arrive in the queue given to `submit`.
+
+    Events are ("tokens", [ids], finish_reason or None), or an exception: the request was refused, or the world ended.
+    """
+
+    def __init__(self, engine_dir: Path, options: RuntimeOptions | None = None, hostfile: Path | None = None) -> None:
+        launched = [name for name in INSIDE_MPI if int(os.environ.get(name, "1")) > 1]
+        if launched:
+            raise ConfigError(
+                f"started by an MPI launcher ({launched[0]} is set); start it directly: it launches its ranks itself"
+            )
+        self.config, _ = open_bundle(engine_dir)
+        self.folder = Path(tempfile.mkdtemp(prefix="pt-trtllm-"))
+        self._lock = threading.Lock()
+        self._queues: dict[int, queue.SimpleQueue[Any]] = {}
+        self._next_id = 0
+        self._failure: PtError | None = None
+        self._closing = False
+        self._stats: queue.SimpleQueue[Message | PtError] = queue.SimpleQueue()
+        try:
+            self._start(engine_dir.resolve(), options or RuntimeOptions(), hostfile)
+        except BaseException:
+            self._end()
+            raise
+        self._reader = threading.Thread(target=self._read, name="pt-trtllm-world", daemon=True)
+        self._reader.start()
+
+    def submit(self, requests: Sequence[tuple[Request, queue.SimpleQueue[Any]]]) -> list[int]:
+        """Sends requests, each with the queue for its events, in one message: they start together. Returns ids."""
+        with self._lock:
+            if self._failure is not None:
+                raise self._failure
+            ids = list(range(self._next_id, self._next_id + len(requests)))
+            self._next_id += len(requests)
+            self._queues.update({request_id: events for request_id, (_, events) in zip(ids, requests, strict=True)})
+        entries = [
+            [request_id, request_to_json(request)] for request_id, (request, _) in zip(ids, requests, strict=True)
+        ]
+        self._send({"type": "submit", "requests": entries})
+        return ids
+
+    def cancel(self, request_id: int) -> None:
+        """Ends a request; its last event says "cancelled" unless it had ended already."""
+        self._send({"type": "cancel", "id": request_id})
+
+    def stats(self) -> Message:
+        """What the engine did since it started."""
+        self._send({"type": "stats"})
+        answer = self._stats.get()
+        if isinstance(answer, PtError):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        """Ends every process of the world; requests still running fail."""
+        with self._lock:
+            if self._closing:
+                return
+            self._closing = True
+        self._send({"type": "shutdown"})
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(SHUTDOWN_S)
+        self._end()
+        self._reader.join(SHUTDOWN_S)
+
+    def _start(self, engine_dir: Path, options: RuntimeOptions, hostfile: Path | None) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            path = self._bind(listener)
+            world_size = self.config.mapping.world_size
+            self._command = launch_command(world_size, hostfile) if world_size > 1 else []
+            self._command += [sys.executable, "-m", WORKER_MODULE, str(engine_dir), str(self.folder), path]
+            self._command.append(options.to_bytes().decode())
+            log = (self.folder / "launcher.log").open("w")
+            with log:
+                self._process = subprocess.Popen(
+                    self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                )
+            while not select.select([listener], [], [], 0.1)[0]:
+                if self._process.poll() is not None:
+                    raise explain_failure(self.folder, world_size, self._command)
+            self._channel = Channel(listener.accept()[0])
+
+    def _bind(self, listener: socket.socket) -> str:
+        path = str(self.folder / "socket")
+        if len(path) > MAX_SOCKET_PATH:
+            self._socket_folder = tempfile.TemporaryDirectory(prefix="pt-", dir="/tmp")
+            path = f"{self._socket_folder.name}/socket"
+        listener.bind(path)
+        listener.listen(1)
+        return path
+
+    def _send(self, message: Message) -> None:
+        with self._lock, contextlib.suppress(OSError):  # the reader finds out why, and tells everybody
+            self._channel.send(message)
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            for message in self._channel:
+                self._dispatch(message)
+        if not self._closing:
+            # Ranks that noticed a failure are on their way out; their launcher ends the rest.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(SHUTDOWN_S)
+            stop(self._process)
+        with self._lock:
+            self._failure = (
+                CommunicationError("the engine was closed")
+                if self._closing
+                else explain_failure(self.folder, self.config.mapping.world_size, self._command)
+            )
+            queues, self._queues = list(self._queues.values()), {}
+        for events in queues:
+            events.put(self._failure)
+        self._stats.put(self._failure)
+
+    def _dispatch(self, message: Message) -> None:
+        if message["type"] == "tokens":
+            for request_id, tokens, finish_reason in message["outputs"]:
+                with self._lock:
+                    events = self._queues.pop(request_id, None) if finish_reason else self._queues.get(request_id)
+                if events is not None:
+                    events.put(("tokens", tokens, finish_reason))
+        elif message["type"] == "refused":
+            with self._lock:
+                events = self._queues.pop(message["id"], None)
+            if events is not None:
+                events.put(ConfigError(message["message"]))
+        elif message["type"] == "stats":
+            self._stats.put(message["stats"])
+
+    def _end(self) -> None:
+        """Leaves no process and no file behind."""
+        if hasattr(self, "_process"):
+            stop(self._process)
+        if hasattr(self, "_channel"):
+            self._channel.close()
+        if hasattr(self, "_socket_folder"):
+            self._socket_folder.cleanup()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __enter__(self) -> World:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
