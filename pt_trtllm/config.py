@@ -20,6 +20,7 @@ ATTENTION_KINDS = ("local_rope", "local_nope", "global_rope", "global_nope")
 FEED_FORWARD_KINDS = ("dense", "sparse")
 NORM_KINDS = ("rms_norm", "pre_scale_rms_norm")
 QK_NORM_KINDS = ("none", "scaled", "unscaled")
+MAX_POSITIONS = 1 << 24
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -53,7 +54,17 @@ class RopeScaling:
     """yarn: round the correction range to whole dimensions."""
 
     def __post_init__(self) -> None:
-        problems = []
+        problems = [
+            f"{name} is {getattr(self, name)!r}, expected a number"
+            for name in ("factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow")
+            if not _is_number(getattr(self, name))
+        ]
+        trained: Any = self.original_max_position_embeddings
+        if not isinstance(trained, int):
+            problems.append(f"original_max_position_embeddings is {trained!r}, expected a whole number")
+        if self.attention_factor is not None and not _is_number(self.attention_factor):
+            problems.append(f"attention_factor is {self.attention_factor!r}, expected a number or null")
+        problems_to_error("rope_scaling", problems)
         if self.kind not in ("linear", "llama3", "yarn"):
             problems.append(f"kind is {self.kind!r}, expected linear, llama3 or yarn")
         if not self.factor >= 1.0:
@@ -170,6 +181,16 @@ class ModelConfig:
             problems.append(f"combine_op is {self.combine_op!r}, expected mean or sum")
         if not (_is_number(self.rms_norm_eps) and self.rms_norm_eps > 0):
             problems.append(f"rms_norm_eps is {self.rms_norm_eps!r}, expected a positive number")
+        for name in ("tie_word_embeddings", "attention_bias", "attention_out_bias", "mlp_bias"):
+            if not isinstance(getattr(self, name), bool):
+                problems.append(f"{name} is {getattr(self, name)!r}, expected true or false")
+        scaling: Any = self.rope_scaling
+        if scaling is not None and not isinstance(scaling, RopeScaling):
+            problems.append(f"rope_scaling is {scaling!r}, expected null or an object with a kind")
+        if self.max_position_embeddings > MAX_POSITIONS:
+            problems.append(
+                f"max_position_embeddings is {self.max_position_embeddings}, expected at most {MAX_POSITIONS}"
+            )
         for name in ("bos_token_id", "pad_token_id"):
             token = getattr(self, name)
             if token is not None and not (isinstance(token, int) and 0 <= token < self.vocab_size):
@@ -281,7 +302,7 @@ class ModelConfig:
 def as_token_ids(value: Any) -> tuple[int, ...]:
     """Hugging Face writes one id, a list of ids or null for the end of sequence."""
     ids = () if value is None else tuple(value) if isinstance(value, (list, tuple)) else (value,)
-    if not all(isinstance(token, int) and token >= 0 for token in ids):
+    if not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in ids):
         raise ConfigError(f"model config: eos_token_id is {value!r}, expected an id, a list of ids or null")
     return ids
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -20,24 +21,22 @@ HASH_BLOCK = 1 << 22
 
 
 @contextlib.contextmanager
-def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
+def new_folder(target: Path, *, source: Path, force: bool = False) -> Iterator[Path]:
     """Yields a hidden sibling of `target` to fill; renames it into place when the block ends without an error.
 
-    An existing non-empty target is refused without `force`, and with it replaced only once the new one is complete.
+    An existing non-empty target is refused without `force`. With it, it is replaced only if this project wrote it, and
+    only once the new one is complete. A target that is or contains `source`, what is being read, is always refused.
     """
-    target = Path(os.path.abspath(target))
-    _remove_abandoned(target)
-    if target.exists() and not target.is_dir():
-        raise CheckpointError(f"{target} is a file; expected a folder to write into, or a new name")
-    if target.is_dir() and any(target.iterdir()) and not force:
-        raise CheckpointError(f"{target} exists and is not empty; choose another folder, or replace it with --force")
     try:
+        target = _checked_target(target, source, force)
         target.parent.mkdir(parents=True, exist_ok=True)
-        work = target.with_name(f".{target.name}.tmp-{os.getpid()}")
-        work.mkdir()
+        lock = _lock(target)
     except OSError as error:
-        raise CheckpointError(f"cannot write to {target.parent}: {error.strerror}") from None
+        raise CheckpointError(f"cannot write to {target}: {error.strerror}") from None
+    work = target.with_name(f".{target.name}.tmp")
     try:
+        _clear_leftovers(target, force)
+        work.mkdir()
         yield work
         _sync_folder(work)
         _replace(work, target)
@@ -45,29 +44,69 @@ def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
         raise CheckpointError(f"writing {target} failed: {error.strerror or error}; nothing was left behind") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        _lock_path(target).unlink(missing_ok=True)
+        os.close(lock)
+
+
+def _checked_target(target: Path, source: Path, force: bool) -> Path:
+    """The real path of the target: links are followed, so that what they point to is what is written."""
+    if not target.name:
+        raise CheckpointError(f"{str(target)!r} has no name of its own; give a new folder to write into")
+    real, source = Path(os.path.realpath(target)), Path(os.path.realpath(source))
+    if real == source or real in source.parents:
+        raise CheckpointError(f"{target} is or contains {source}, which is being read; choose another folder")
+    if real.exists() and not real.is_dir():
+        raise CheckpointError(f"{target} is a file; expected a folder to write into, or a new name")
+    if real.is_dir() and any(real.iterdir()):
+        if not force:
+            raise CheckpointError(
+                f"{target} exists and is not empty; choose another folder, or replace it with --force"
+            )
+        if not (real / MANIFEST).is_file():
+            raise CheckpointError(
+                f"{target} was not written by pt-trtllm (it has no {MANIFEST}), so --force will not replace it; "
+                "choose another folder, or remove it yourself"
+            )
+    return real
+
+
+def _lock_path(target: Path) -> Path:
+    return target.with_name(f".{target.name}.lock")
+
+
+def _lock(target: Path) -> int:
+    """Takes the right to write `target`; refused while another process has it. Works between containers, too."""
+    while True:
+        descriptor = os.open(_lock_path(target), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.stat(_lock_path(target)).st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            raise CheckpointError(f"{target}: another process is writing it; wait for it, or choose another") from None
+        except FileNotFoundError:
+            pass  # its last owner removed it between the two calls: try again
+        os.close(descriptor)
+
+
+def _clear_leftovers(target: Path, force: bool) -> None:
+    """With the lock held, hidden siblings are what a killed process left: what it moved aside goes back."""
+    old = target.with_name(f".{target.name}.old")
+    if old.exists() and not target.exists():
+        old.rename(target)
+        _checked_target(target, old, force)
+    for path in (old, target.with_name(f".{target.name}.tmp")):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _replace(work: Path, target: Path) -> None:
-    old = None
+    old = target.with_name(f".{target.name}.old")
     if target.exists():
-        old = target.with_name(f".{target.name}.old-{os.getpid()}")
         target.rename(old)
     work.rename(target)
     _sync_folder(target.parent)
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _remove_abandoned(target: Path) -> None:
-    """Clears what a killed process left, and puts back what it had moved aside; folders of living ones stay."""
-    for path in target.parent.glob(f".{target.name}.*-*"):
-        state, _, pid = path.name.removeprefix(f".{target.name}.").partition("-")
-        if not pid.isdigit() or Path(f"/proc/{pid}").exists():
-            continue
-        if state == "old" and not target.exists():
-            path.rename(target)
-        elif state in ("old", "tmp"):
-            shutil.rmtree(path, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -131,7 +170,14 @@ def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
             "convert and build again with this version"
         )
     problems = []
-    for name, entry in manifest["files"].items():
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not all(
+        isinstance(e, dict) and {"bytes", "sha256"} <= set(e) for e in files.values()
+    ):
+        raise CheckpointError(
+            f"{folder / MANIFEST}: does not list the files with sizes and digests; make the {kind} again"
+        )
+    for name, entry in files.items():
         path = folder / name
         if not path.is_file():
             problems.append(f"{name} is missing")
@@ -151,12 +197,30 @@ def verify_file(folder: Path, name: str, manifest: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def replace_file(target: Path) -> Iterator[Path]:
-    """Yields a hidden sibling to write; it takes the target's place when the block ends without an error."""
-    work = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    """Yields a hidden sibling to write; it takes the target's place when the block ends without an error.
+
+    Links are followed. What is not a regular file (a device, a pipe) is written to directly.
+    """
+    real = Path(os.path.realpath(target))
+    direct = real.exists() and not real.is_file()
+    work = real if direct else real.with_name(f".{real.name}.tmp-{os.getpid()}")
     try:
         yield work
-        work.replace(target)
+        if not direct:
+            work.replace(real)
     except OSError as error:
         raise CheckpointError(f"writing {target} failed: {error.strerror or error}") from error
     finally:
-        work.unlink(missing_ok=True)
+        if not direct:
+            with contextlib.suppress(OSError):
+                work.unlink(missing_ok=True)
+
+
+def check_writable(target: Path) -> None:
+    """Raises when a file cannot be written later, before hours of work are spent on its content."""
+    folder = target.absolute().parent
+    if not folder.is_dir():
+        raise CheckpointError(f"{target}: the folder {folder} does not exist")
+    place = target if target.exists() else folder
+    if target.is_dir() or not os.access(place, os.W_OK):
+        raise CheckpointError(f"{target}: cannot be written; choose another place")

@@ -48,7 +48,7 @@ def convert(
     mapping.check_model(source.config)
     for spec in rank_specs(config):
         config.quantization.check(spec, mapping.tp_size)
-    with new_folder(output_dir, force=options.force) as folder:
+    with new_folder(output_dir, source=model_dir, force=options.force) as folder:
         _write_ranks(folder, source, config, progress)
         source.copy_tokenizer(folder / "tokenizer")
         write_json(folder / "config.json", config.to_json())

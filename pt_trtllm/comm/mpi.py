@@ -98,7 +98,12 @@ class RankGroup:
         self.members, self.size = tuple(members), len(members)
         self._rank, self._timeout_s = world.rank, timeout_s
         self._local = [rank for rank in members if hosts[rank] == hosts[world.rank]]
-        self._leader_ranks = sorted({min(r for r in members if hosts[r] == hosts[m]) for m in members})
+        by_host: dict[int, list[int]] = {}
+        for rank in members:
+            by_host.setdefault(hosts[rank], []).append(rank)
+        self._host_members = sorted(by_host.values())
+        """Members by host, in the order of their first ranks: that of the leaders."""
+        self._leader_ranks = [ranks[0] for ranks in self._host_members]
         self._is_leader = world.rank == self._local[0]
         self._shm = self._open_shared(world, self._local)
         # Split is collective over the world: every rank takes part, whatever its group.
@@ -145,24 +150,23 @@ class RankGroup:
         return result
 
     def gather(self, shard: torch.Tensor) -> torch.Tensor | None:
-        """[rows, columns] of all members side by side on the first; None on the others."""
-        if self._one_host:
-            return self._shm.gather(shard, root=0)
+        """[rows, columns] of all members side by side, in the order of ranks, on the first; None on the others."""
         local = self._shm.gather(shard, root=0)
-        if not self._is_leader:
-            return None
+        if self._one_host or not self._is_leader:
+            return local
         assert local is not None
-        widths = self._leaders.allgather(local.shape[1])
-        parts = [torch.empty((shard.shape[0], width)) for width in widths] if self._leaders.rank == 0 else []
         if self._leaders.rank != 0:
             self._wait(self._leaders.Isend(_mpi_buffer(local.contiguous()), dest=0), "gather", self._timeout_s)
             return None
-        for source, part in enumerate(parts):
-            if source == 0:
-                part.copy_(local)
-            else:
-                self._wait(self._leaders.Irecv(_mpi_buffer(part), source=source), "gather", self._timeout_s)
-        return torch.cat(parts, dim=1)
+        rows, width = shard.shape
+        whole = torch.empty((rows, self.size, width), dtype=shard.dtype)
+        for host, members in enumerate(self._host_members):
+            part = local if host == 0 else torch.empty((rows, len(members) * width), dtype=shard.dtype)
+            if host:
+                self._wait(self._leaders.Irecv(_mpi_buffer(part), source=host), "gather", self._timeout_s)
+            # Ranks need not be placed host by host.
+            whole[:, [self.members.index(rank) for rank in members]] = part.view(rows, len(members), width)
+        return whole.flatten(1)
 
     def broadcast(self, payload: bytes | None) -> bytes:
         """Any length, from the first member. The first message carries the length and short payloads."""

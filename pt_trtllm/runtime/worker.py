@@ -55,9 +55,9 @@ def share_cores(local_rank: int, local_size: int) -> None:
     """Binds a rank to its own cores where there are enough, and sizes its thread pool."""
     cores = sorted(os.sched_getaffinity(0))
     share = len(cores) // local_size
-    if share:
+    if share and local_rank < local_size:
         os.sched_setaffinity(0, cores[local_rank * share : (local_rank + 1) * share])
-    torch.set_num_threads(env.NUM_THREADS.get() or max(1, share))
+    torch.set_num_threads(min(env.NUM_THREADS.get(), len(cores)) or max(1, share))
 
 
 def serve(engine_dir: Path, world_dir: Path, socket_path: str, options: RuntimeOptions) -> None:
@@ -83,14 +83,16 @@ def serve(engine_dir: Path, world_dir: Path, socket_path: str, options: RuntimeO
 
 def main() -> None:
     engine_dir, world_dir, socket_path, options = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4]
-    world_dir.mkdir(exist_ok=True)
+    world_dir.mkdir(mode=0o700, exist_ok=True)
+    if world_dir.stat().st_uid != os.getuid():
+        raise SystemExit(f"{world_dir} belongs to another user")
     rank = _launched_as("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
     _redirect_output(world_dir / log_name(rank))
     _write_status(world_dir, rank, state="running", pid=os.getpid())
     try:
         share_cores(
             _launched_as("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"),
-            max(1, _launched_as("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "SLURM_NTASKS_PER_NODE", default=1)),
+            max(1, _launched_as("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", default=_slurm_local_size())),
         )
         serve(engine_dir, world_dir, socket_path, RuntimeOptions.from_bytes(options.encode()))
     except BaseException as error:
@@ -103,6 +105,15 @@ def main() -> None:
 
 def _launched_as(*names: str, default: int = 0) -> int:
     return next((int(os.environ[name]) for name in names if name in os.environ), default)
+
+
+def _slurm_local_size() -> int:
+    """Tasks on this node: SLURM_STEP_TASKS_PER_NODE is like "2(x3),1", node by node."""
+    nodes = []
+    for part in os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1").split(","):
+        count, _, repeat = part.partition("(x")
+        nodes += [int(count)] * int(repeat.rstrip(")") or 1)
+    return nodes[min(int(os.environ.get("SLURM_NODEID", "0")), len(nodes) - 1)]
 
 
 def _redirect_output(path: Path) -> None:

@@ -42,6 +42,8 @@ class World:
                 f"started by an MPI launcher ({launched[0]} is set); start it directly: it launches its ranks itself"
             )
         self.config, _ = open_bundle(engine_dir)
+        if hostfile is not None and self.config.mapping.world_size == 1:
+            raise ConfigError("this engine has one rank, which runs here; --hostfile is for engines of several ranks")
         self.folder = Path(tempfile.mkdtemp(prefix="pt-trtllm-"))
         self._lock = threading.Lock()
         self._queues: dict[int, queue.SimpleQueue[Any]] = {}

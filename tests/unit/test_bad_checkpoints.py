@@ -178,9 +178,47 @@ def test_an_existing_folder_is_kept_without_force(make_source: MakeSource, tmp_p
     target.mkdir()
     (target / "precious").write_text("mine")
     refused(source, target, "exists and is not empty; choose another folder, or replace it with --force")
+    refused(source, target, "was not written by pt-trtllm .*so --force will not replace it", force=True)
     assert (target / "precious").read_text() == "mine"
-    convert(source, target, ConvertOptions(force=True))
-    assert not (target / "precious").exists()
+    convert(source, target.with_name("new"), ConvertOptions())
+    first = (target.with_name("new") / "manifest.json").stat().st_ino
+    convert(source, target.with_name("new"), ConvertOptions(force=True))
+    assert (target.with_name("new") / "manifest.json").stat().st_ino != first
+
+
+def test_what_is_being_read_is_never_replaced(make_source: MakeSource, tmp_path: Path) -> None:
+    source = make_source("place/source")
+    for target in (source, source.parent, source / ".."):
+        refused(source, target, "is or contains .*which is being read", force=True)
+    (tmp_path / "link").symlink_to(source)
+    refused(source, tmp_path / "link", "which is being read", force=True)
+    refused(source, Path(""), "has no name of its own", force=True)
+    convert(source, tmp_path / "checkpoint", ConvertOptions())
+    with pytest.raises(PtError, match="which is being read"):
+        build(tmp_path / "checkpoint", tmp_path / "checkpoint", BuildOptions(force=True))
+
+
+def test_a_linked_output_folder_is_written_where_it_points(make_source: MakeSource, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    convert(make_source(), tmp_path / "link", ConvertOptions())
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real/manifest.json").is_file()
+
+
+def test_two_processes_do_not_write_one_folder(make_source: MakeSource, tmp_path: Path) -> None:
+    source, target = make_source(), tmp_path / "place" / "out"
+    target.parent.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, str(source), str(target)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    with pytest.raises(PtError, match="another process is writing it"):
+        convert(source, target, ConvertOptions())
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert [path.name for path in target.parent.iterdir()] == ["out"]
 
 
 def test_a_failed_conversion_with_force_keeps_the_old_folder(make_source: MakeSource, tmp_path: Path) -> None:
@@ -240,9 +278,7 @@ def test_a_kill_in_the_middle_keeps_the_old_folder_and_the_next_run_cleans_up(
     process.wait(timeout=30)
     process.stdout.close()
     assert (target / "rank0.safetensors").read_bytes() == before
-    leftovers = [path.name for path in target.parent.iterdir() if path != target]
-    assert len(leftovers) == 1
-    assert leftovers[0].startswith(".out.tmp-")
+    assert {path.name for path in target.parent.iterdir()} == {"out", ".out.tmp", ".out.lock"}
     convert(source, target, ConvertOptions(force=True))
     assert [path.name for path in target.parent.iterdir()] == ["out"]
 
@@ -251,9 +287,7 @@ def test_a_folder_moved_aside_by_a_killed_process_comes_back(make_source: MakeSo
     """Between the two renames of a replacement there is an instant without the folder."""
     source, target = make_source(), tmp_path / "place" / "out"
     convert(source, target, ConvertOptions())
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait(timeout=30)
-    target.rename(target.with_name(f".out.old-{dead.pid}"))
+    target.rename(target.with_name(".out.old"))
     with pytest.raises(PtError, match="exists and is not empty"):
         convert(source, target, ConvertOptions())
     assert (target / "rank0.safetensors").is_file()

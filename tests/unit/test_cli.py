@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from pt_trtllm.cli.main import COMMANDS, cli
 from pt_trtllm.errors import PtError
-from pt_trtllm.testing.cli import check_cli, refusal
+from pt_trtllm.testing.cli import check_cli, refusal, run_cli
 
 pytestmark = pytest.mark.unit
 MakeSource = Callable[..., Path]
@@ -118,6 +118,13 @@ def test_inspect_verify_notices_a_changed_byte(engine_dir: Path) -> None:
 
 def test_doctor_lists_what_is_here_and_how_to_get_the_rest() -> None:
     findings = {finding["name"]: finding for finding in json.loads(check_cli("doctor", "--json").stdout)}
-    assert findings["track-fusion library"]["found"].endswith(".so")
+    assert findings["track-fusion library"]["found"].split()[0].endswith(".so")
     assert "Open MPI" in findings["MPI launcher"]["found"]
     assert all(finding["found"] or finding["how_to_get"] for finding in findings.values())
+
+
+def test_doctor_reports_a_wrong_setting_instead_of_failing_on_it() -> None:
+    done = run_cli("doctor", "--json", env={"PT_MPIRUN": "/nonexistent"})
+    findings = {finding["name"]: finding for finding in json.loads(done.stdout)}
+    assert done.returncode == 1
+    assert "not an executable file" in findings["MPI launcher"]["how_to_get"]

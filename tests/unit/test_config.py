@@ -67,6 +67,12 @@ def test_patterns_repeat_over_the_layers() -> None:
         ({"rope_scaling": {"kind": "ntk", "factor": 2.0}}, "kind is 'ntk'"),
         ({"rope_scaling": {"kind": "linear", "factor": 0.5}}, "factor is 0.5"),
         ({"rope_scaling": {"kind": "linear", "factor": 2.0, "mscale": 1}}, "unknown keys \\['mscale'\\]"),
+        ({"rope_scaling": {"kind": "linear", "factor": "2"}}, "factor is '2', expected a number"),
+        ({"rope_scaling": {"kind": "linear", "factor": float("inf")}}, "factor is inf, expected a number"),
+        ({"rope_scaling": "linear"}, "rope_scaling is 'linear', expected null or an object"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false', expected true or false"),
+        ({"eos_token_id": True}, "eos_token_id is True"),
+        ({"max_position_embeddings": 10**30}, "expected at most 16777216"),
         ({"colour": "red"}, "unknown keys \\['colour'\\]"),
     ],
 )

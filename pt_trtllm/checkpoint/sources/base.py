@@ -139,7 +139,10 @@ def open_store(folder: Path) -> TensorStore:
 
 def _shards(index: Path) -> list[Path]:
     weight_map = read_json(index, "an index of shards").get("weight_map")
-    shards = sorted(set(weight_map.values())) if isinstance(weight_map, dict) else []
+    named = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not all(isinstance(name, str) and Path(name).name == name for name in named):
+        raise CheckpointError(f"{index}: weight_map must give the name of a file in this folder for every tensor")
+    shards = sorted(set(named))
     absent = [name for name in shards if not (index.parent / name).is_file()]
     if absent or not shards:
         raise CheckpointError(f"{index}: names shards that are missing: {absent}; copy the folder again")
@@ -170,7 +173,7 @@ class Source:
     @property
     def dtype(self) -> torch.dtype:
         """The type of the bulk of the weights."""
-        names = sorted(self._store.names(), key=lambda name: -torch.Size(self._store.shape(name)).numel())
+        names = sorted(self._store.names(), key=lambda name: (-torch.Size(self._store.shape(name)).numel(), name))
         return self._store.dtype(names[0])
 
     def blocks(self, spec: TensorSpec, track_idx: int) -> Iterator[tuple[int, torch.Tensor]]:
