@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,14 @@ import click
 from pt_trtllm.checkpoint.artifact import replace_file
 from pt_trtllm.checkpoint.safetensors_io import DeclaredTensor, SafetensorsWriter
 from pt_trtllm.cli.options import EXISTING_FILE, EXISTING_FOLDER, FILE, progress_bar
+from pt_trtllm.cli.requests import parse_entry, parse_json, read_entries
 from pt_trtllm.engine.bundle import open_bundle
 from pt_trtllm.errors import ConfigError
-from pt_trtllm.runtime.llm import LLM, RequestOutput
+from pt_trtllm.runtime.llm import LLM, make_request
+from pt_trtllm.runtime.logprobs import TokenLogprobs
 from pt_trtllm.runtime.options import RuntimeOptions
-from pt_trtllm.runtime.request import Request
-from pt_trtllm.runtime.sampling import SamplingParams
+from pt_trtllm.runtime.outputs import CompletionOutput, RequestOutput
+from pt_trtllm.runtime.params import SamplingParams
 from pt_trtllm.runtime.scheduler import POLICIES
 from pt_trtllm.runtime.tokenizer import find_tokenizer
 
@@ -45,6 +46,14 @@ from pt_trtllm.runtime.tokenizer import find_tokenizer
 @click.option("--min-tokens", type=int, default=0)
 @click.option("--stop-token-id", "stop_token_ids", type=int, multiple=True)
 @click.option("--ignore-eos", is_flag=True)
+@click.option("--stop", multiple=True, help="End the answer where this text begins.")
+@click.option("--include-stop-str-in-output", is_flag=True, help="End it behind that text instead.")
+@click.option("--logit-bias", help='JSON: {"TOKEN_ID": -100 to 100}, added to logits.')
+@click.option("--bad-word", "bad_words", multiple=True, help="Never produce this text.")
+@click.option("--bad-words-ids", help="Never produce these tokens, as JSON: [[1,2],[3]].")
+@click.option("--logprobs", type=int, help="Report each token's log-probability and those of this many others.")
+@click.option("--prompt-logprobs", type=int, help="The same for the tokens of the prompt.")
+@click.option("--n", type=int, default=1, help="Answers per prompt.")
 @click.option("--output-json", type=FILE, help="Write outputs and statistics here.")
 @click.option("--context-logits", type=FILE, help="Write the logits of every prompt token here (safetensors).")
 @click.option("--max-tokens-in-paged-kv-cache", type=int, default=0, help="Size of the KV cache.  [default: by memory]")
@@ -56,12 +65,16 @@ def command(
     engine_dir: Path, prompts: tuple[str, ...], more_prompts: tuple[str, ...], input_ids: str | None,
     input_file: Path | None, tokenizer_dir: Path | None, output_json: Path | None, context_logits: Path | None,
     hostfile: Path | None, max_new_tokens: int, max_tokens_in_paged_kv_cache: int, kv_cache_free_mem_fraction: float,
-    scheduler_policy: str, no_block_reuse: bool, **sampling: Any,
+    scheduler_policy: str, no_block_reuse: bool, logit_bias: str | None, bad_words_ids: str | None, **sampling: Any,
 ) -> None:  # fmt: skip
     """Generate with an engine, over as many MPI ranks as it was built for."""
     for path in (output_json, context_logits):
         if path is not None and not path.absolute().parent.is_dir():
             raise ConfigError(f"{path}: the folder {path.absolute().parent} does not exist")
+    if logit_bias is not None:
+        sampling["logit_bias"] = parse_json(logit_bias, "--logit-bias")
+    if bad_words_ids is not None:
+        sampling["bad_words_ids"] = parse_json(bad_words_ids, "--bad-words-ids")
     params = SamplingParams(max_tokens=max_new_tokens, **sampling)
     options = RuntimeOptions(
         max_tokens_in_paged_kv_cache=max_tokens_in_paged_kv_cache,
@@ -71,17 +84,16 @@ def command(
     )
     if more_prompts and not prompts:
         raise ConfigError(f"unexpected argument {more_prompts[0]!r}; texts follow --prompt")
-    entries = _entries([*prompts, *more_prompts], input_ids, input_file)
+    entries = read_entries([*prompts, *more_prompts], input_ids, input_file)
     if not entries:
         raise ConfigError("no prompt given; expected at least one")
-    parsed = [_request(entry, label, params) for label, entry in entries]
+    parsed = [parse_entry(entry, label, params) for label, entry in entries]
     config, _ = open_bundle(engine_dir)
     tokenizer = find_tokenizer(engine_dir, tokenizer_dir)
     for (label, _), (prompt, own) in zip(entries, parsed, strict=True):
         if tokenizer is None and isinstance(prompt, str):
             raise ConfigError("this engine came without a tokenizer: give --tokenizer-dir, or prompts as --input-ids")
-        ids = tokenizer.encode(prompt) if tokenizer and isinstance(prompt, str) else prompt
-        Request(prompt_ids=tuple(ids), params=own).check(config, label)  # type: ignore[arg-type]
+        make_request(prompt, own, tokenizer, label).check(config, label)
     with LLM(engine_dir, tokenizer_dir=tokenizer_dir, hostfile=hostfile, options=options) as llm:
         with progress_bar("generating") as progress:
             results = llm.generate(
@@ -91,72 +103,49 @@ def command(
                 progress=progress,
             )
         stats = llm.stats()
-    outputs = [
-        {
-            "input_ids": list(result.prompt_token_ids),
-            "output_ids": list(result.outputs[0].token_ids),
-            "text": result.outputs[0].text,
-            "finish_reason": result.outputs[0].finish_reason,
-        }
-        for result in results
-    ]
+    outputs = [_result_to_json(result) for result in results]
     if output_json is not None:
         with replace_file(output_json) as path:
             path.write_text(json.dumps({"outputs": outputs, "stats": stats}, indent=2, ensure_ascii=False) + "\n")
     if context_logits is not None:
         _write_logits(context_logits, results)
-    for (_, entry), output in zip(entries, outputs, strict=True):
-        click.echo(f"{entry['prompt']}{output['text']}" if "prompt" in entry else json.dumps(output["output_ids"]))
+    for (_, entry), result in zip(entries, results, strict=True):
+        for sample in result.outputs:
+            click.echo(f"{entry['prompt']}{sample.text}" if "prompt" in entry else json.dumps(sample.token_ids))
     _print_stats(stats)
 
 
-def _entries(prompts: list[str], input_ids: str | None, input_file: Path | None) -> list[tuple[str, dict[str, Any]]]:
-    """(label for messages, {"prompt": ...} or {"input_ids": ...} with options) from the one way that was used."""
-    if sum((bool(prompts), input_ids is not None, input_file is not None)) != 1:
-        raise ConfigError("give exactly one of --prompt, --input-ids and --input-file")
-    if prompts:
-        return [(f"prompt {index}", {"prompt": text}) for index, text in enumerate(prompts)]
-    if input_ids is not None:
-        ids = _json(input_ids, "--input-ids")
-        if isinstance(ids, list) and ids and all(isinstance(token, int) for token in ids):
-            ids = [ids]
-        if not isinstance(ids, list):
-            raise ConfigError("--input-ids: expected lists of token ids, as [[1,2,3],[4,5]]")
-        return [(f"--input-ids {index}", {"input_ids": row}) for index, row in enumerate(ids)]
-    assert input_file is not None
-    lines = enumerate(input_file.read_text(encoding="utf-8").splitlines(), start=1)
-    return [(f"{input_file}:{n}", _json(line, f"{input_file}:{n}")) for n, line in lines if line.strip()]
+def _result_to_json(result: RequestOutput) -> dict[str, Any]:
+    """One prompt's entry; what was not asked for has no key."""
+    data = {"input_ids": list(result.prompt_token_ids), **_sample_to_json(result.outputs[0])}
+    if result.prompt_logprobs is not None:
+        rows = zip(result.prompt_token_ids, result.prompt_logprobs, strict=True)
+        data["prompt_logprobs"] = [row and _logprobs_to_json(token, row) for token, row in rows]
+    if len(result.outputs) > 1:
+        data["samples"] = [_sample_to_json(sample) for sample in result.outputs]
+    return data
 
 
-def _request(entry: Any, label: str, defaults: SamplingParams) -> tuple[str | list[int], SamplingParams]:
-    """(text or token ids, its sampling options)"""
-    if not isinstance(entry, dict) or ("prompt" in entry) == ("input_ids" in entry):
-        raise ConfigError(f'{label}: expected an object with either "prompt" or "input_ids"')
-    options = {key: value for key, value in entry.items() if key not in ("prompt", "input_ids")}
-    unknown = sorted(set(options) - {field.name for field in dataclasses.fields(SamplingParams)})
-    if unknown:
-        raise ConfigError(f"{label}: unknown options {unknown}")
-    if "stop_token_ids" in options:
-        options["stop_token_ids"] = tuple(options["stop_token_ids"])
-    try:
-        params = dataclasses.replace(defaults, **options)
-    except TypeError as error:
-        raise ConfigError(f"{label}: {error}") from None
-    if "prompt" in entry:
-        if not isinstance(entry["prompt"], str):
-            raise ConfigError(f"{label}: prompt is {json.dumps(entry['prompt'])[:80]}, expected text")
-        return entry["prompt"], params
-    ids = entry["input_ids"]
-    if not (isinstance(ids, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in ids)):
-        raise ConfigError(f"{label}: input_ids is {json.dumps(ids)[:80]}, expected a list of token ids")
-    return ids, params
+def _sample_to_json(sample: CompletionOutput) -> dict[str, Any]:
+    data: dict[str, Any] = {
+        "output_ids": list(sample.token_ids), "text": sample.text, "finish_reason": sample.finish_reason,
+    }  # fmt: skip
+    if sample.logprobs is not None:
+        rows = zip(sample.token_ids, sample.logprobs, strict=True)
+        data["logprobs"] = [_logprobs_to_json(token, row) for token, row in rows]
+        data["cumulative_logprob"] = sample.cumulative_logprob
+    return data
 
 
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"{where}: not valid JSON: {error}") from None
+def _logprobs_to_json(token: int, row: TokenLogprobs) -> dict[str, Any]:
+    """`top` has the most likely tokens, and the token in question even where it is not among them."""
+    top = sorted(row.items(), key=lambda item: item[1].rank)
+    return {
+        "token_id": token,
+        "logprob": row[token].logprob,
+        "rank": row[token].rank,
+        "top": [[other, entry.logprob] for other, entry in top],
+    }
 
 
 def _write_logits(target: Path, results: list[RequestOutput]) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from pt_trtllm.comm.base import Communicator
 from pt_trtllm.engine.bundle import EngineConfig
-from pt_trtllm.errors import CommunicationError
+from pt_trtllm.errors import CommunicationError, EngineError
 from pt_trtllm.mapping import SYNC_KINDS, sync_counts, sync_plan
 from pt_trtllm.network.kv_cache import BLOCK_TOKENS
 from pt_trtllm.network.step import StepBatch
@@ -19,6 +19,7 @@ from pt_trtllm.runtime.messages import STOP, decode, encode
 from pt_trtllm.runtime.options import RuntimeOptions
 from pt_trtllm.runtime.request import Request, Sequence
 from pt_trtllm.runtime.scheduler import Scheduler, Step
+from pt_trtllm.runtime.tokenizer import Tokenizer
 
 
 class Engine(Protocol):
@@ -60,8 +61,9 @@ class EngineStats:
 class EngineCore:
     """Owns the scheduler and the sequences; `step` advances everything by one pass."""
 
-    def __init__(self, engine: Engine, options: RuntimeOptions) -> None:
-        self._engine, self.config = engine, engine.config
+    def __init__(self, engine: Engine, options: RuntimeOptions, tokenizer: Tokenizer | None = None) -> None:
+        """Only stop strings and bad words need the tokenizer."""
+        self._engine, self.config, self._tokenizer = engine, engine.config, tokenizer
         num_blocks = options.num_blocks(engine.config)
         self._blocks = BlockManager(num_blocks, BLOCK_TOKENS, reuse=options.enable_block_reuse)
         self._scheduler = Scheduler(engine.config.limits, self._blocks, options.scheduler_policy)
@@ -71,7 +73,7 @@ class EngineCore:
 
     def add(self, request: Request) -> Sequence:
         """Raises when this engine cannot serve the request."""
-        sequence = Sequence.start(self._num_sequences, request, self.config)
+        sequence = Sequence.start(self._num_sequences, request, self.config, self._tokenizer)
         self._scheduler.add(sequence)
         self._num_sequences += 1
         self._stats.prompt_tokens += len(request.prompt_ids)
@@ -126,11 +128,14 @@ class EngineCore:
     @staticmethod
     def _take_tokens(step: Step, logits: torch.Tensor) -> list[Sequence]:
         advanced = []
+        if not torch.isfinite(logits).all():
+            raise EngineError(
+                "the engine computed logits that are not finite: a weight file was damaged (pt-trtllm inspect --verify "
+                "tells), or float16 overflowed (convert with --dtype bfloat16)"
+            )
         for (sequence, decides), row in zip(step.rows, logits, strict=True):
-            if sequence.request.context_logits and len(sequence.prompt_logits) < len(sequence.request.prompt_ids):
-                sequence.prompt_logits.append(row.clone())
+            sequence.take_row(row, decides)
             if decides:
-                sequence.accept(sequence.sampler.next_token(row, len(sequence.output_ids)))
                 advanced.append(sequence)
         return advanced
 

@@ -18,7 +18,7 @@ ROOT = b""
 
 class BlockManager:
     def __init__(self, num_blocks: int, block_tokens: int, *, reuse: bool = True) -> None:
-        self.num_blocks, self.block_tokens, self._reuse = num_blocks, block_tokens, reuse
+        self.num_blocks, self.block_tokens, self.reuse = num_blocks, block_tokens, reuse
         self._unused = list(range(num_blocks))[::-1]
         self._users = [0] * num_blocks
         self._digests: list[bytes | None] = [None] * num_blocks
@@ -55,7 +55,7 @@ class BlockManager:
         """Takes the published blocks that hold the longest prefix of these tokens, in order."""
         blocks: list[int] = []
         digest = ROOT
-        for first in range(0, len(token_ids) - self.block_tokens + 1, self.block_tokens) if self._reuse else ():
+        for first in range(0, len(token_ids) - self.block_tokens + 1, self.block_tokens) if self.reuse else ():
             digest = self.digest(digest, token_ids[first : first + self.block_tokens])
             block = self._published.get(digest)
             if block is None:
@@ -67,7 +67,7 @@ class BlockManager:
 
     def publish(self, block: int, digest: bytes) -> None:
         """Offers a full, computed block to others. A second block with the same content stays private."""
-        if self._reuse and digest not in self._published:
+        if self.reuse and digest not in self._published:
             self._published[digest] = block
             self._digests[block] = digest
 

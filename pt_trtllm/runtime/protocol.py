@@ -3,7 +3,9 @@
 client to rank 0    {"type": "submit", "requests": [[id, request], ...]}   {"type": "cancel", "id"}
                     {"type": "stats"}   {"type": "shutdown"}
 rank 0 to client    {"type": "ready"}   {"type": "stats", "stats"}   {"type": "refused", "id", "message"}
-                    {"type": "tokens", "outputs": [[id, [token, ...], finish_reason or null], ...]}   one per step
+                    {"type": "tokens", "outputs": [[id, [token, ...], finish_reason or null, extras], ...]}
+Tokens come once per step. `extras` has what was asked for: {"logprobs": a row per token, "prompt_logprobs": with the
+first token, a row per token of the prompt from the second on}; a row is [[token, log-probability, rank], ...].
 Logits of prompts are large and go through files: a finished request that asked for them has `logits-{id}.safetensors`.
 """
 
@@ -59,9 +61,10 @@ def request_to_json(request: Request) -> Message:
 
 
 def request_from_json(data: Message) -> Request:
-    params = {**data["params"], "stop_token_ids": tuple(data["params"]["stop_token_ids"])}
     return Request(
-        prompt_ids=tuple(data["prompt_ids"]), params=SamplingParams(**params), context_logits=data["context_logits"]
+        prompt_ids=tuple(data["prompt_ids"]),
+        params=SamplingParams(**data["params"]),
+        context_logits=data["context_logits"],
     )
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 
 import torch
 
 from pt_trtllm.engine.bundle import EngineConfig
 from pt_trtllm.errors import ConfigError
+from pt_trtllm.runtime.detokenize import AnswerText
+from pt_trtllm.runtime.logprobs import Row, top_logprobs
 from pt_trtllm.runtime.sampling import Sampler, SamplingParams
+from pt_trtllm.runtime.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +21,28 @@ class Request:
     params: SamplingParams = field(default_factory=SamplingParams)
     context_logits: bool = False
     """Keep the logits of every prompt token."""
+
+    @property
+    def wants_prompt_rows(self) -> bool:
+        """Whether the logits of prompt tokens are needed, not only the last one's."""
+        return self.context_logits or self.params.prompt_logprobs is not None
+
+    def with_token_bans(self, tokenizer: Tokenizer | None, label: str) -> Request:
+        """With `bad_words` as tokens. Raises when an option needs the tokenizer that is not there."""
+        params = self.params
+        if tokenizer is None:
+            needing = [name for name in ("stop", "bad_words") if getattr(params, name)]
+            if needing:
+                raise ConfigError(
+                    f"{label}: {' and '.join(needing)} need a tokenizer, and this engine came without one"
+                )
+            return self
+        if not params.bad_words:
+            return self
+        spellings = [start + word.lstrip() for word in params.bad_words for start in ("", " ")]
+        encoded = [tuple(tokenizer.encode(text, add_special_tokens=False)) for text in spellings]
+        banned = dict.fromkeys([*params.bad_words_ids, *(row for row in encoded if row)])
+        return dataclasses.replace(self, params=dataclasses.replace(params, bad_words=(), bad_words_ids=tuple(banned)))
 
     def check(self, config: EngineConfig, label: str) -> None:
         """Raises when this engine cannot serve the request."""
@@ -27,6 +53,17 @@ class Request:
         bad = next((token for token in self.prompt_ids if not 0 <= token < vocab_size), None)
         if bad is not None:
             raise ConfigError(f"{label}: token id {bad} is outside the vocabulary of {vocab_size}")
+        params = self.params
+        for name, tokens in {
+            "logit_bias": params.logit_bias or {},
+            "bad_words_ids": [token for row in params.bad_words_ids for token in row],
+        }.items():
+            bad = next((token for token in tokens if not 0 <= token < vocab_size), None)
+            if bad is not None:
+                raise ConfigError(f"{label}: {name} has token id {bad}, outside the vocabulary of {vocab_size}")
+        never = {row[-1] for row in params.bad_words_ids} | set(config.checkpoint.model.eos_token_id)
+        if len(never | set(params.stop_token_ids)) >= vocab_size:
+            raise ConfigError(f"{label}: bad_words_ids may leave no token of the vocabulary of {vocab_size}")
         if length > limits.max_input_len:
             raise ConfigError(
                 f"{label}: Prompt length ({length}) exceeds maximum input length ({limits.max_input_len}); "
@@ -48,6 +85,11 @@ class Sequence:
     output_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     prompt_logits: list[torch.Tensor] = field(default_factory=list)
+    prompt_logprobs: list[Row] = field(default_factory=list)
+    """Of the prompt's tokens from the second on."""
+    logprobs: list[Row] = field(default_factory=list)
+    answer: AnswerText | None = None
+    """Where stop strings are to be found."""
 
     # The scheduler's book-keeping.
     slot: int = -1
@@ -62,7 +104,9 @@ class Sequence:
     """Of the published tokens."""
 
     @classmethod
-    def start(cls, index: int, request: Request, config: EngineConfig) -> Sequence:
+    def start(cls, index: int, request: Request, config: EngineConfig, tokenizer: Tokenizer | None = None) -> Sequence:
+        """Raises when stop strings are to be found and there is no tokenizer."""
+        request = request.with_token_bans(tokenizer, "request")
         model, params = config.checkpoint.model, request.params
         end_ids = frozenset(params.stop_token_ids) | (
             frozenset() if params.ignore_eos else frozenset(model.eos_token_id)
@@ -73,6 +117,7 @@ class Sequence:
             sampler=Sampler(params, list(request.prompt_ids), model.vocab_size, end_ids),
             end_ids=end_ids,
             max_new_tokens=min(params.max_tokens, config.limits.max_seq_len - len(request.prompt_ids)),
+            answer=AnswerText.of(tokenizer, params, request.prompt_ids) if tokenizer and params.stop else None,
         )
 
     @property
@@ -94,10 +139,34 @@ class Sequence:
         """Tokens that the cache may have to hold: the last generated one is never computed."""
         return len(self.request.prompt_ids) + self.max_new_tokens - 1
 
+    def take_row(self, logits: torch.Tensor, decides: bool) -> None:
+        """Uses the logits behind one token: those of the prompt as asked for, the last ones to draw the next token.
+
+        logits: float32 [vocabulary].
+        """
+        prompt, params = self.request.prompt_ids, self.request.params
+        if self.request.context_logits and len(self.prompt_logits) < len(prompt):
+            self.prompt_logits.append(logits.clone())
+        if params.prompt_logprobs is not None and len(self.prompt_logprobs) < len(prompt) - 1:
+            following = prompt[len(self.prompt_logprobs) + 1]
+            self.prompt_logprobs.append(top_logprobs(logits, following, params.prompt_logprobs))
+        if decides:
+            token = self.sampler.next_token(logits, len(self.output_ids))
+            if params.logprobs is not None:
+                self.logprobs.append(top_logprobs(logits, token, params.logprobs))
+            self.accept(token)
+
+    def forget_prompt_rows(self) -> None:
+        """Before the prompt is computed again."""
+        self.prompt_logits.clear()
+        self.prompt_logprobs.clear()
+
     def accept(self, token: int) -> None:
         """Adds a sampled token. The end token itself is part of the output, as in TensorRT-LLM."""
         self.output_ids.append(token)
-        if token in self.end_ids:
+        stopped = self.answer is not None and self.answer.add(token)
+        if stopped or token in self.end_ids:
             self.finish_reason = "stop"
         elif len(self.output_ids) >= self.max_new_tokens:
-            self.finish_reason = "length"
+            stopped = self.answer is not None and self.answer.finish()
+            self.finish_reason = "stop" if stopped else "length"

@@ -3,72 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 
-from pt_trtllm.config import problems_to_error
+from pt_trtllm.runtime.params import SamplingParams
 
-GREEDY_TEMPERATURE = 1e-5
-"""Below this, sampling is as good as greedy and would only overflow."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingParams:
-    """How to continue a prompt; names and meanings are vLLM's and TensorRT-LLM's. Unset options mean greedy."""
-
-    max_tokens: int = 64
-    temperature: float | None = None
-    """None: 1 where another sampling option is set, otherwise greedy. 0: greedy."""
-    top_k: int | None = None
-    """Only the k most likely tokens; None or 0 for all."""
-    top_p: float | None = None
-    """Only the most likely tokens that together reach this probability."""
-    min_p: float | None = None
-    """Only tokens at least this likely, relative to the most likely one."""
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    seed: int | None = None
-    """The same seed gives the same tokens whatever else is in the batch; None draws a new one."""
-    min_tokens: int = 0
-    ignore_eos: bool = False
-    stop_token_ids: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        checks = [
-            (self.max_tokens >= 1, f"max_tokens is {self.max_tokens}, expected at least 1"),
-            (_in(self.temperature, 0.0, 1e4), f"temperature is {self.temperature}, expected 0 or more"),
-            (self.top_k is None or self.top_k >= 0, f"top_k is {self.top_k}, expected 0 (off) or more"),
-            (self.top_p is None or 0 < self.top_p <= 1, f"top_p is {self.top_p}, expected above 0 and at most 1"),
-            (_in(self.min_p, 0.0, 1.0), f"min_p is {self.min_p}, expected between 0 and 1"),
-            (
-                0 < self.repetition_penalty < math.inf,
-                f"repetition_penalty is {self.repetition_penalty}, expected above 0",
-            ),
-            (_in(self.presence_penalty, -2.0, 2.0), f"presence_penalty is {self.presence_penalty}, expected -2 to 2"),
-            (
-                _in(self.frequency_penalty, -2.0, 2.0),
-                f"frequency_penalty is {self.frequency_penalty}, expected -2 to 2",
-            ),
-            (
-                self.seed is None or 0 <= self.seed < 1 << 64,
-                f"seed is {self.seed}, expected a whole number from 0 to 2^64 - 1",
-            ),
-            (
-                0 <= self.min_tokens <= self.max_tokens,
-                f"min_tokens is {self.min_tokens}, expected 0 to max_tokens {self.max_tokens}",
-            ),
-        ]
-        problems_to_error("sampling options", [message for valid, message in checks if not valid])
-
-    @property
-    def is_greedy(self) -> bool:
-        if self.top_k == 1:
-            return True
-        if self.temperature is None:
-            return not self.top_k and self.top_p is None and self.min_p is None
-        return self.temperature < GREEDY_TEMPERATURE
+__all__ = ["Sampler", "SamplingParams"]
 
 
 class Sampler:
@@ -90,19 +30,33 @@ class Sampler:
             self._seen = torch.zeros(vocab_size, dtype=torch.bool)
             self._seen[prompt_ids] = True
             self._counts = torch.zeros(vocab_size)
+        bias = params.logit_bias or {}
+        self._biased = torch.tensor(list(bias), dtype=torch.int64)
+        self._bias = torch.tensor(list(bias.values()), dtype=torch.float32)
+        self._output: list[int] = []
 
     def next_token(self, logits: torch.Tensor, num_generated: int) -> int:
         """logits: float32 [vocabulary]; not changed."""
         params = self.params
+        if len(self._biased):
+            logits = logits.index_add(0, self._biased, self._bias)
         if self._penalised:
             logits = self._penalise(logits)
-        if num_generated < params.min_tokens and self._end_ids:
-            logits = logits.index_fill(0, torch.tensor(self._end_ids), -math.inf)
+        banned = [row[-1] for row in params.bad_words_ids if self._ends_with(row[:-1])]
+        if num_generated < params.min_tokens:
+            banned += self._end_ids
+        if banned:
+            logits = logits.index_fill(0, torch.tensor(banned), -math.inf)
         token = int(logits.argmax()) if params.is_greedy else self._draw(logits)
         if self._penalised:
             self._seen[token] = True
             self._counts[token] += 1
+        if params.bad_words_ids:
+            self._output.append(token)
         return token
+
+    def _ends_with(self, tokens: tuple[int, ...]) -> bool:
+        return not tokens or tuple(self._output[-len(tokens) :]) == tokens
 
     def _penalise(self, logits: torch.Tensor) -> torch.Tensor:
         params = self.params
@@ -121,11 +75,9 @@ class Sampler:
         if params.min_p is not None:
             keep &= probabilities >= params.min_p * probabilities[0]
         probabilities = probabilities * keep
-        # Inverse transform with one draw per token: cheap, and independent of the batch.
-        draw = torch.rand((), generator=self._generator) * probabilities.sum()
-        index = int(torch.searchsorted(probabilities.cumsum(0), draw, right=True).clamp_max(int(keep.sum()) - 1))
-        return int(tokens[index])
-
-
-def _in(value: float | None, low: float, high: float) -> bool:
-    return value is None or low <= value <= high
+        # Inverse transform with one draw per token: cheap, and independent of the batch. The draw is scaled by the very
+        # sum that is searched, and ends at the last token that can be drawn at all.
+        cumulative = probabilities.cumsum(0)
+        draw = torch.rand((), generator=self._generator) * cumulative[-1]
+        last = int(probabilities.nonzero()[-1])
+        return int(tokens[min(int(torch.searchsorted(cumulative, draw, right=True)), last)])

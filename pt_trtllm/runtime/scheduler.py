@@ -109,15 +109,18 @@ class Scheduler:
         return ended
 
     def _admit(self) -> None:
-        while self._free_slots and self._waiting:
-            sequence = self._waiting[0]
+        for sequence in list(self._waiting):
+            if not self._free_slots:
+                return
+            if self._is_being_computed(sequence):
+                continue
             # The last token is always computed: its logits are needed. So are all of them when they were asked for.
-            known = [] if sequence.request.context_logits else sequence.token_ids[:-1]
+            known = [] if sequence.request.wants_prompt_rows else sequence.token_ids[:-1]
             matched = self._blocks.match(known)
             if not self._fits(sequence, matched):
                 self._blocks.release(matched)
                 return
-            self._waiting.popleft()
+            self._waiting.remove(sequence)
             sequence.slot = self._free_slots.pop()
             sequence.blocks, sequence.num_told_blocks = matched, 0
             sequence.num_computed = sequence.num_published = len(matched) * self._blocks.block_tokens
@@ -125,6 +128,16 @@ class Scheduler:
             self.num_reused_tokens += sequence.num_computed
             self._running.append(sequence)
             self._running.sort(key=lambda s: s.index)
+
+    def _is_being_computed(self, sequence: Sequence) -> bool:
+        """Whether another one is at the same prompt: in a few steps its blocks can be shared (parallel samples)."""
+        prompt = sequence.request.prompt_ids
+        shared = (len(prompt) - 1) // self._blocks.block_tokens * self._blocks.block_tokens
+        return (
+            self._blocks.reuse
+            and not sequence.request.wants_prompt_rows
+            and any(other.num_published < shared and other.request.prompt_ids == prompt for other in self._running)
+        )
 
     def _fits(self, sequence: Sequence, matched: list[int]) -> bool:
         if self._may_evict:
@@ -151,7 +164,7 @@ class Scheduler:
         self._running.remove(sequence)
         self._release(sequence)
         sequence.num_computed = 0
-        sequence.prompt_logits.clear()
+        sequence.forget_prompt_rows()
         self._waiting.appendleft(sequence)
         self.num_preemptions += 1
 
@@ -211,7 +224,7 @@ class Scheduler:
         """(token of the chunk, whether it decides the next token) for those whose logits are wanted."""
         decides = count == sequence.num_pending
         prompt_tokens = (
-            len(sequence.request.prompt_ids) - sequence.num_computed if sequence.request.context_logits else 0
+            len(sequence.request.prompt_ids) - sequence.num_computed if sequence.request.wants_prompt_rows else 0
         )
         for offset in range(count):
             is_last = decides and offset == count - 1

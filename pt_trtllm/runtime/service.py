@@ -69,10 +69,10 @@ class Service:
             return  # it ended before the message came
         self._core.cancel(sequence)
         self._finish(sequence)
-        self._channel.send({"type": "tokens", "outputs": [[request_id, [], "cancelled"]]})
+        self._channel.send({"type": "tokens", "outputs": [[request_id, [], "cancelled", {}]]})
 
     def _report(self, advanced: list[Sequence]) -> None:
-        outputs = [[self._ids[s], s.output_ids[-1:], s.finish_reason] for s in advanced]
+        outputs = [[self._ids[s], s.output_ids[-1:], s.finish_reason, _extras(s)] for s in advanced]
         for sequence in advanced:
             if sequence.finish_reason:
                 self._finish(sequence)
@@ -83,3 +83,13 @@ class Service:
         del self._running[request_id]
         if sequence.prompt_logits:
             write_logits(logits_file(self._folder, request_id), sequence.prompt_logits)
+
+
+def _extras(sequence: Sequence) -> Message:
+    """What goes with the latest token."""
+    extras: Message = {}
+    if sequence.logprobs:
+        extras["logprobs"] = sequence.logprobs[-1:]
+    if sequence.request.params.prompt_logprobs is not None and len(sequence.output_ids) == 1:
+        extras["prompt_logprobs"] = sequence.prompt_logprobs
+    return extras

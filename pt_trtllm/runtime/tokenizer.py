@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer as Backend
 
 from pt_trtllm.errors import ConfigError
+
+BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
 class Tokenizer:
@@ -19,15 +22,29 @@ class Tokenizer:
             self._backend = Backend.from_file(str(path))
         except Exception as error:  # the library raises a bare Exception for malformed files
             raise ConfigError(f"{path}: not a tokenizer: {error}") from None
+        added = self._backend.get_added_tokens_decoder()
+        self._special = frozenset(token for token, entry in added.items() if entry.special)
 
-    def encode(self, text: str) -> list[int]:
-        """Ids with the special tokens that the tokenizer's own template adds."""
-        ids: list[int] = self._backend.encode(text).ids
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Ids, by default with the special tokens that the tokenizer's own template adds."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(f"the text is not valid Unicode: {error.reason} at character {error.start}") from None
+        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         text: str = self._backend.decode(list(ids), skip_special_tokens=True)
         return text
+
+    def is_silent(self, token: int) -> bool:
+        """Whether decoding leaves the token out: it is special, or unknown (a padded vocabulary)."""
+        return token in self._special or self._backend.id_to_token(token) is None
+
+    def is_byte(self, token: int) -> bool:
+        """Whether the token is one byte of text (<0xE2>), which its neighbours give a meaning."""
+        return BYTE_TOKEN.fullmatch(self._backend.id_to_token(token) or "") is not None
 
 
 def find_tokenizer(engine_dir: Path, tokenizer_dir: Path | None) -> Tokenizer | None:

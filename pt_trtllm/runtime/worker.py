@@ -1,7 +1,7 @@
-"""One rank of a world: `python -m pt_trtllm.runtime.worker ENGINE_DIR WORLD_DIR SOCKET OPTIONS`.
+"""One rank of a world: `python -m pt_trtllm.runtime.worker ENGINE_DIR WORLD_DIR SOCKET OPTIONS [TOKENIZER_DIR]`.
 
-Only rank 0 needs the socket (it runs on the launcher's host); the others need the engine, at the same path on every
-host, and a folder for their log.
+Only rank 0 needs the socket and the tokenizer (it runs on the launcher's host; without a folder, the engine's own
+tokenizer serves if it has one). The others need the engine, at the same path on every host, and a folder for their log.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from pt_trtllm.runtime.launch import log_name, status_name
 from pt_trtllm.runtime.options import RuntimeOptions
 from pt_trtllm.runtime.protocol import Channel
 from pt_trtllm.runtime.service import Service
+from pt_trtllm.runtime.tokenizer import find_tokenizer
 
 
 def connect(mapping: Mapping) -> Communicator:
@@ -60,7 +61,9 @@ def share_cores(local_rank: int, local_size: int) -> None:
     torch.set_num_threads(min(env.NUM_THREADS.get(), len(cores)) or max(1, share))
 
 
-def serve(engine_dir: Path, world_dir: Path, socket_path: str, options: RuntimeOptions) -> None:
+def serve(
+    engine_dir: Path, world_dir: Path, socket_path: str, options: RuntimeOptions, tokenizer_dir: Path | None
+) -> None:
     """One rank's whole life. Rank 0 talks to the client, the others follow it."""
     config, _ = open_bundle(engine_dir)
     comm = connect(config.mapping)
@@ -69,7 +72,7 @@ def serve(engine_dir: Path, world_dir: Path, socket_path: str, options: RuntimeO
         if comm.rank == 0:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
                 connection.connect(socket_path)
-                core = EngineCore(engine, options)
+                core = EngineCore(engine, options, find_tokenizer(engine_dir, tokenizer_dir))
                 Service(core, Channel(connection), world_dir).run()
                 core.stop()
         else:
@@ -82,7 +85,8 @@ def serve(engine_dir: Path, world_dir: Path, socket_path: str, options: RuntimeO
 
 
 def main() -> None:
-    engine_dir, world_dir, socket_path, options = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4]
+    engine_dir, world_dir = Path(sys.argv[1]), Path(sys.argv[2])
+    socket_path, options, *tokenizer_dir = sys.argv[3:]
     world_dir.mkdir(mode=0o700, exist_ok=True)
     if world_dir.stat().st_uid != os.getuid():
         raise SystemExit(f"{world_dir} belongs to another user")
@@ -94,7 +98,13 @@ def main() -> None:
             _launched_as("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"),
             max(1, _launched_as("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", default=_slurm_local_size())),
         )
-        serve(engine_dir, world_dir, socket_path, RuntimeOptions.from_bytes(options.encode()))
+        serve(
+            engine_dir,
+            world_dir,
+            socket_path,
+            RuntimeOptions.from_bytes(options.encode()),
+            Path(tokenizer_dir[0]) if tokenizer_dir else None,
+        )
     except BaseException as error:
         traceback.print_exc()
         _write_status(world_dir, rank, state="failed", pid=os.getpid(), kind=type(error).__name__, message=str(error))

@@ -14,7 +14,7 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pt_trtllm.engine.bundle import open_bundle
 from pt_trtllm.errors import CommunicationError, ConfigError, PtError
@@ -29,13 +29,26 @@ SHUTDOWN_S = 20.0
 INSIDE_MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
+class Events(Protocol):
+    """Where a request's events go: a queue, or what passes them on to one. Called from the reader's thread."""
+
+    def put(self, event: Any) -> None: ...
+
+
 class World:
     """The ranks of one engine, as child processes. Events of a request arrive in the queue given to `submit`.
 
-    Events are ("tokens", [ids], finish_reason or None), or an exception: the request was refused, or the world ended.
+    Events are ("tokens", [ids], finish_reason or None, extras as in `protocol.py`), or an exception:
+    the request was refused, or the world ended.
     """
 
-    def __init__(self, engine_dir: Path, options: RuntimeOptions | None = None, hostfile: Path | None = None) -> None:
+    def __init__(
+        self,
+        engine_dir: Path,
+        options: RuntimeOptions | None = None,
+        hostfile: Path | None = None,
+        tokenizer_dir: Path | None = None,
+    ) -> None:
         launched = [name for name in INSIDE_MPI if int(os.environ.get(name, "1")) > 1]
         if launched:
             raise ConfigError(
@@ -46,20 +59,20 @@ class World:
             raise ConfigError("this engine has one rank, which runs here; --hostfile is for engines of several ranks")
         self.folder = Path(tempfile.mkdtemp(prefix="pt-trtllm-"))
         self._lock = threading.Lock()
-        self._queues: dict[int, queue.SimpleQueue[Any]] = {}
+        self._queues: dict[int, Events] = {}
         self._next_id = 0
         self._failure: PtError | None = None
         self._closing = False
         self._stats: queue.SimpleQueue[Message | PtError] = queue.SimpleQueue()
         try:
-            self._start(engine_dir.resolve(), options or RuntimeOptions(), hostfile)
+            self._start(engine_dir.resolve(), options or RuntimeOptions(), hostfile, tokenizer_dir)
         except BaseException:
             self._end()
             raise
         self._reader = threading.Thread(target=self._read, name="pt-trtllm-world", daemon=True)
         self._reader.start()
 
-    def submit(self, requests: Sequence[tuple[Request, queue.SimpleQueue[Any]]]) -> list[int]:
+    def submit(self, requests: Sequence[tuple[Request, Events]]) -> list[int]:
         """Sends requests, each with the queue for its events, in one message: they start together. Returns ids."""
         with self._lock:
             if self._failure is not None:
@@ -97,13 +110,15 @@ class World:
         self._end()
         self._reader.join(SHUTDOWN_S)
 
-    def _start(self, engine_dir: Path, options: RuntimeOptions, hostfile: Path | None) -> None:
+    def _start(
+        self, engine_dir: Path, options: RuntimeOptions, hostfile: Path | None, tokenizer_dir: Path | None
+    ) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             path = self._bind(listener)
             world_size = self.config.mapping.world_size
             self._command = launch_command(world_size, hostfile) if world_size > 1 else []
             self._command += [sys.executable, "-m", WORKER_MODULE, str(engine_dir), str(self.folder), path]
-            self._command.append(options.to_bytes().decode())
+            self._command += [options.to_bytes().decode(), *([str(tokenizer_dir.resolve())] if tokenizer_dir else [])]
             log = (self.folder / "launcher.log").open("w")
             with log:
                 self._process = subprocess.Popen(
@@ -149,11 +164,11 @@ class World:
 
     def _dispatch(self, message: Message) -> None:
         if message["type"] == "tokens":
-            for request_id, tokens, finish_reason in message["outputs"]:
+            for request_id, tokens, finish_reason, extras in message["outputs"]:
                 with self._lock:
                     events = self._queues.pop(request_id, None) if finish_reason else self._queues.get(request_id)
                 if events is not None:
-                    events.put(("tokens", tokens, finish_reason))
+                    events.put(("tokens", tokens, finish_reason, extras))
         elif message["type"] == "refused":
             with self._lock:
                 events = self._queues.pop(message["id"], None)

@@ -118,3 +118,13 @@ def test_the_logits_are_left_alone() -> None:
 def test_absurd_options_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         SamplingParams(**options)  # type: ignore[arg-type]
+
+
+def test_the_last_possible_draw_is_still_a_possible_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A draw next to 1 must not fall off the end onto a token that is ruled out."""
+    generator = torch.Generator().manual_seed(3)
+    monkeypatch.setattr(torch, "rand", lambda *args, **kwargs: torch.tensor(1.0 - 2**-24))
+    for _ in range(50):
+        logits = torch.randn(500, generator=generator)
+        sampler = Sampler(SamplingParams(temperature=1.0, seed=1, min_tokens=1), [], 500, frozenset({7, 8}))
+        assert sampler.next_token(logits, 0) not in (7, 8)

@@ -186,6 +186,39 @@ def test_running_answers_go_on_beside_long_prompts() -> None:
         scheduler.finish_step()
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize(("length", "shared"), [(3, 0), (4, 0), (5, 4), (23, 20)])
+def test_equal_prompts_wait_for_the_first_and_share_its_blocks(policy: str, length: int, shared: int) -> None:
+    limits = BuildLimits(max_batch_size=5, max_seq_len=64, max_num_tokens=8)
+    config = engine_config(limits)
+    blocks = BlockManager(100, BLOCK)
+    scheduler = Scheduler(config.limits, blocks, policy)
+    sequences = [make(config, index, range(length), 4) for index in range(4)]
+    sequences.append(make(config, 4, range(30, 36), 4))
+    for sequence in sequences:
+        scheduler.add(sequence)
+    step = scheduler.next_step()
+    assert step is not None
+    started = {piece.slot for piece in step.batch.sequences}
+    assert started == {sequence.slot for sequence in (sequences if not shared else [sequences[0], sequences[4]])}
+    for sequence, decides in step.rows:
+        if decides:
+            sequence.accept(40)
+    scheduler.finish_step()
+    drive_on(scheduler)
+    assert [len(sequence.output_ids) for sequence in sequences] == [4] * 5
+    assert scheduler.num_reused_tokens == 3 * shared
+    assert blocks.num_used == 0
+
+
+def drive_on(scheduler: Scheduler) -> None:
+    while (step := scheduler.next_step()) is not None:
+        for sequence, decides in step.rows:
+            if decides:
+                sequence.accept(40)
+        scheduler.finish_step()
+
+
 def test_a_request_that_can_never_fit_is_refused() -> None:
     config = engine_config(BuildLimits(max_seq_len=64))
     scheduler = Scheduler(config.limits, BlockManager(3, BLOCK))
