@@ -1,4 +1,7 @@
-"""Every environment variable this project reads, in one place; docs/environment.md is tested against it."""
+"""Every environment variable this project reads, in one place; docs/environment.md is tested against it.
+
+The instruction sets are read by the C++ libraries themselves.
+"""
 
 from __future__ import annotations
 
@@ -60,6 +63,19 @@ TRACK_FUSION_ISA = Variable(
     "baseline, avx2, avx512 or nothing",
     "Instruction set of the CPU collectives; empty takes the best this processor has. Results are bit-identical.",
 )
+KERNELS_LIBRARY = Variable(
+    "PT_KERNELS_LIBRARY", "", str, "a path", "Shared library of the matrix kernels, instead of the installed one."
+)
+ATTENTION_LIBRARY = Variable(
+    "PT_ATTENTION_LIBRARY", "", str, "a path", "Shared library of paged attention, instead of the installed one."
+)
+KERNELS_ISA = Variable(
+    "PT_KERNELS_ISA",
+    "",
+    _choice("", "baseline", "avx2", "avx512"),
+    "baseline, avx2, avx512 or nothing",
+    "Instruction set of the matrix and attention kernels; empty takes the best this processor has.",
+)
 MPIRUN = Variable("PT_MPIRUN", "", str, "a path", "mpirun to launch ranks with, instead of the one found.")
 LAUNCHER = Variable(
     "PT_LAUNCHER",
@@ -78,4 +94,15 @@ NUM_THREADS = Variable(
     "PT_NUM_THREADS", "0", _count, "a whole number", "Compute threads per rank; 0 shares the host's cores evenly."
 )
 
-VARIABLES = (PLUGIN_LIBRARY, TRACK_FUSION_ISA, MPIRUN, LAUNCHER, COMM_TIMEOUT_S, LOAD_TIMEOUT_S, NUM_THREADS)
+VARIABLES = (
+    PLUGIN_LIBRARY,
+    TRACK_FUSION_ISA,
+    KERNELS_LIBRARY,
+    ATTENTION_LIBRARY,
+    KERNELS_ISA,
+    MPIRUN,
+    LAUNCHER,
+    COMM_TIMEOUT_S,
+    LOAD_TIMEOUT_S,
+    NUM_THREADS,
+)

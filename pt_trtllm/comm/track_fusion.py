@@ -15,11 +15,10 @@ from typing import Any
 
 import torch
 
-import pt_trtllm
+from pt_trtllm import env, native
 from pt_trtllm.errors import CommunicationError
 
 LIBRARY_NAME = "libpt_track_fusion.so"
-LIBRARY_VARIABLE = "PT_PLUGIN_LIBRARY"
 DEFAULT_CAPACITY_BYTES = 256 * 1024
 DEFAULT_TIMEOUT_S = 60.0
 """Generous: the first call of a rank waits while the others still load their weights."""
@@ -247,35 +246,16 @@ class ShmGroup:
 
 
 def library_path() -> Path:
-    """Path of the shared library: `PT_PLUGIN_LIBRARY`, or `lib/` beside the package. Raises with how to build it."""
-    override = os.environ.get(LIBRARY_VARIABLE)
-    if override:
-        path = Path(override)
-        if not path.is_file():
-            raise CommunicationError(f"{LIBRARY_VARIABLE} is {override!r}: no such file")
-        return path
-    # An editable install has the sources and the built files in two entries.
-    candidates = [Path(entry) / "lib" / LIBRARY_NAME for entry in pt_trtllm.__path__]
-    for path in candidates:
-        if path.is_file():
-            return path
-    raise CommunicationError(
-        f"{LIBRARY_NAME} not found (looked at {', '.join(map(str, candidates))}). Build it with `pip install -e .`, or "
-        f"`cmake -S plugins -B build/plugins && cmake --build build/plugins` and set {LIBRARY_VARIABLE} to the file"
-    )
+    """Where this library is. Raises with how to build it."""
+    return native.library_path(LIBRARY_NAME, env.PLUGIN_LIBRARY, CommunicationError)
 
 
 @functools.cache
 def _load_library() -> ctypes.CDLL:
-    path = library_path()
-    try:
-        library = ctypes.CDLL(str(path))  # CDLL releases the GIL during calls
-    except OSError as error:
-        raise CommunicationError(f"cannot load {path}: {error}") from error
     pointer, text, number = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int
     size, real, real32, group_out = ctypes.c_size_t, ctypes.c_double, ctypes.c_float, ctypes.POINTER(ctypes.c_void_p)
     fuse = [pointer] * 4 + [size, size, number, number, pointer, size, number, real32, pointer, real]
-    signatures: dict[str, tuple[Any, list[Any]]] = {
+    signatures: native.Signatures = {
         "pt_last_error": (text, []),
         "pt_track_fusion_abi_version": (number, []),
         "pt_track_fusion_create": (number, [number, size, real, group_out]),
@@ -292,15 +272,9 @@ def _load_library() -> ctypes.CDLL:
         "pt_track_fusion_abort": (number, [pointer, text]),
         "pt_track_fusion_close": (number, [pointer]),
     }
-    for name, (result, arguments) in signatures.items():
-        function = getattr(library, name, None)
-        if function is None:
-            raise CommunicationError(f"{path} has no function {name}: it belongs to another version, build it again")
-        function.restype, function.argtypes = result, arguments
-    version = library.pt_track_fusion_abi_version()
-    if version != _ABI_VERSION:
-        raise CommunicationError(f"{path} has ABI version {version}, expected {_ABI_VERSION}: build it again")
-    return library
+    return native.load_library(
+        library_path(), signatures, ("pt_track_fusion_abi_version", _ABI_VERSION), CommunicationError
+    )
 
 
 _handles = itertools.count(1)

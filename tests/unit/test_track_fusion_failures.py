@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from pt_trtllm.comm import track_fusion
 from pt_trtllm.comm.track_fusion import ShmGroup, library_path
 from pt_trtllm.errors import CommunicationError
 
@@ -216,7 +215,7 @@ def test_an_error_inside_the_context_aborts_the_group(pool: procs.RankPool) -> N
 
 def test_a_missing_library_says_how_to_build_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("PT_PLUGIN_LIBRARY", raising=False)
-    monkeypatch.setattr(track_fusion.pt_trtllm, "__path__", [str(tmp_path)])
+    monkeypatch.setattr("pt_trtllm.__path__", [str(tmp_path)])
     with pytest.raises(CommunicationError, match=r"libpt_track_fusion.so not found .*Build it with"):
         library_path()
     monkeypatch.setenv("PT_PLUGIN_LIBRARY", str(tmp_path / "nowhere.so"))

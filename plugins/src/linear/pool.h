@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+// A few threads that wait for pieces of one job at a time.
+#pragma once
+
+#include <sys/types.h>
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace pt::linear {
+
+// Pieces are claimed one by one, so a thread that the system keeps waiting delays nobody: the caller does what is left
+// and waits for claimed pieces only. Which thread computes a piece does not matter to its result.
+class Pool {
+ public:
+  // Calls run(context, piece) for 0 <= piece < pieces on the caller and up to threads - 1 others. `run` must not throw.
+  using Run = void (*)(void* context, uint32_t piece);
+  void run(Run run, void* context, uint32_t pieces, int threads);
+
+  static Pool& shared();
+
+  Pool() = default;
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+  ~Pool();
+
+ private:
+  void grow(int threads);
+  void work(uint32_t index);
+  void help(uint32_t generation);
+
+  std::mutex callers_;
+  std::vector<std::thread> threads_;
+  pid_t owner_ = 0;
+  // The job. A claim is generation << 32 | next piece; a thread that read fields of an old job fails to claim.
+  std::atomic<Run> run_{nullptr};
+  std::atomic<void*> context_{nullptr};
+  std::atomic<uint32_t> pieces_{0};
+  std::atomic<uint32_t> helpers_{0};
+  alignas(64) std::atomic<uint64_t> claim_{0};
+  alignas(64) std::atomic<uint32_t> finished_{0};
+  alignas(64) std::atomic<uint32_t> generation_{0};
+  std::atomic<bool> stopping_{false};
+};
+
+}  // namespace pt::linear
