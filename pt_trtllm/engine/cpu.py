@@ -1,7 +1,8 @@
-"""The CPU engine: weights packed for this processor's kernels, opened by memory map.
+"""The CPU engine: one memory-mapped file per rank, and the kernels that stream its weights.
 
-`rank{r}.engine` is a safetensors file (aligned to pages) whose metadata holds the plan; names are those of the
-checkpoint, gathered per linear as `<name>` (float), `<name>.int8`/`.scale`, or `<name>.int4`/`.scale_zero`.
+`rank{r}.engine` is a safetensors file (aligned to pages) whose metadata holds the plan. Names are those of the
+checkpoint; a leading axis of local tracks is always there. The kernels read weights as they are stored, so an engine
+runs on every processor.
 """
 
 from __future__ import annotations
@@ -13,23 +14,21 @@ from typing import Any
 
 import torch
 
-from pt_trtllm.checkpoint.quantize import unpack_int4
 from pt_trtllm.checkpoint.rank_files import RankReader, rank_specs
 from pt_trtllm.checkpoint.safetensors_io import DeclaredTensor, SafetensorsWriter, read_header
 from pt_trtllm.checkpoint.spec import EMBEDDING, OUTPUT_PROJECTION, TensorSpec
 from pt_trtllm.comm.base import Communicator
 from pt_trtllm.engine.bundle import EngineConfig, engine_file
-from pt_trtllm.errors import ConfigError, EngineError
+from pt_trtllm.errors import EngineError
 from pt_trtllm.network.decoder import pt_decoder
-from pt_trtllm.network.kv_cache import TorchKvCache
+from pt_trtllm.network.kv_cache import make_cache
 from pt_trtllm.network.rope import rope_tables
 from pt_trtllm.network.step import StepBatch
-from pt_trtllm.network.torch_linear import FloatLinear, Int4Linear, Int8Linear, Linear, pack_int4
+from pt_trtllm.network.torch_linear import Linear, make_linear
 from pt_trtllm.network.torch_ops import RankWeights, TorchGraph
 
-FORMAT = "pt-cpu-engine-1"
-INT4_ROW_MULTIPLE = 16
-"""The packed int4 kernel works on blocks of this many output rows."""
+FORMAT = "pt-cpu-engine-2"
+SCALES = ("weights_scaling_factor", "per_channel_scale", "zero")
 
 
 def build_ranks(
@@ -48,18 +47,15 @@ def build_ranks(
         with SafetensorsWriter(folder / engine_file(rank), declared, metadata) as writer:
             for spec in specs:
                 progress(done, total)
-                for name, values in _pack(spec, reader.read(spec)).items():
-                    writer.write(name, values)
+                for part, values in reader.read(spec).items():
+                    writer.write(_engine_name(spec, part), values)
                 done += 1
         reader.close()
     progress(total, total)
 
 
 def _plan(config: EngineConfig, rank: int) -> dict[str, Any]:
-    plan: dict[str, Any] = {"rank": rank, "config": config.to_json()}
-    if config.checkpoint.quantization.method == "int4_wo":
-        plan["int4_layout"] = torch.backends.cpu.get_cpu_capability()
-    return plan
+    return {"rank": rank, "config": config.to_json()}
 
 
 def _is_view_of_embedding(spec: TensorSpec, config: EngineConfig) -> bool:
@@ -67,28 +63,14 @@ def _is_view_of_embedding(spec: TensorSpec, config: EngineConfig) -> bool:
 
 
 def _declare(spec: TensorSpec, reader: RankReader) -> list[DeclaredTensor]:
-    """Names, types and shapes of a packed tensor, found by packing an empty one's worth of metadata."""
-    with torch.device("meta"):
-        parts = {key: torch.empty(shape, dtype=dtype) for key, (dtype, shape) in reader.shapes(spec).items()}
-    packed = _pack(spec, parts)
-    return [DeclaredTensor(name, values.dtype, tuple(values.shape)) for name, values in packed.items()]
+    return [
+        DeclaredTensor(_engine_name(spec, part), dtype, shape) for part, (dtype, shape) in reader.shapes(spec).items()
+    ]
 
 
-def _pack(spec: TensorSpec, parts: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Checkpoint parts [tracks, ...] to what the kernels read."""
-    weight, base = parts["weight"], spec.name.removesuffix(".weight")
-    if weight.dtype == torch.int8:
-        return {f"{base}.int8": weight, f"{base}.scale": parts["per_channel_scale"]}
-    if weight.dtype == torch.uint8:
-        if weight.shape[-2] % INT4_ROW_MULTIPLE:
-            raise ConfigError(
-                f"int4_wo: {spec.name} has {weight.shape[-2]} outputs per rank, the CPU kernel needs a multiple of "
-                f"{INT4_ROW_MULTIPLE}; use int8_wo"
-            )
-        scale_zero = torch.stack((parts["weights_scaling_factor"], parts["zero"]), dim=-1).transpose(-3, -2)
-        packed = weight if weight.is_meta else pack_int4(unpack_int4(weight))
-        return {f"{base}.int4": packed, f"{base}.scale_zero": scale_zero.contiguous()}
-    return {spec.name: weight}
+def _engine_name(spec: TensorSpec, part: str) -> str:
+    """The weight keeps its name; its scales and zeros sit beside it."""
+    return spec.name.removesuffix("weight") + part if spec.quantizable else spec.name
 
 
 class CpuEngine:
@@ -100,7 +82,7 @@ class CpuEngine:
         checkpoint, limits = config.checkpoint, config.limits
         tensors = map_tensors(folder / engine_file(comm.rank), config, comm.rank)
         self.weights = _load(tensors, config, comm.rank)
-        self.cache = TorchKvCache(
+        self.cache = make_cache(
             checkpoint.model,
             self.mapping,
             num_blocks=num_blocks,
@@ -129,11 +111,6 @@ def map_tensors(path: Path, config: EngineConfig, rank: int) -> dict[str, torch.
     plan = json.loads(metadata["plan"])
     if plan["rank"] != rank or plan["config"] != config.to_json():
         raise EngineError(f"{path}: its plan does not belong to this folder's config.json; build the engine again")
-    layout = plan.get("int4_layout")
-    if layout is not None and layout != (here := torch.backends.cpu.get_cpu_capability()):
-        raise EngineError(
-            f"{path}: int4 weights are packed for {layout}, this processor's kernels read {here}; build on this machine"
-        )
     storage = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
     return {
         name: torch.empty(0, dtype=info.dtype).set_(  # type: ignore[call-overload]  # strides are optional
@@ -154,9 +131,9 @@ def _load(tensors: dict[str, torch.Tensor], config: EngineConfig, rank: int) -> 
         if not spec.quantizable:
             plain[spec.name] = tensors[spec.name]
         elif len(spec.shape) == 2:
-            linears[spec.name] = _linear(spec, tensors, config)
+            linears[spec.name] = _linear(spec, tensors)
         else:
-            experts[spec.name] = _experts(spec, tensors, config, mapping.tracks_per_rank)
+            experts[spec.name] = _experts(spec, tensors, mapping.tracks_per_rank)
     shard = mapping.vocab_shard(model.vocab_size)
     head = plain[EMBEDDING][shard.start : shard.stop] if model.tie_word_embeddings else plain[OUTPUT_PROJECTION]
     return RankWeights(
@@ -165,32 +142,21 @@ def _load(tensors: dict[str, torch.Tensor], config: EngineConfig, rank: int) -> 
         experts=experts,
         rope=rope_tables(model, config.limits.max_seq_len),
         rope_style=model.rope_style,
-        head=head,
+        head=make_linear(head[None]),
         head_rows=len(shard),
         vocab_size=model.vocab_size,
     )
 
 
-def _linear(spec: TensorSpec, tensors: dict[str, torch.Tensor], config: EngineConfig) -> Linear:
-    base, method = spec.name.removesuffix(".weight"), config.checkpoint.quantization.method
-    if method == "int8_wo":
-        return Int8Linear(tensors[f"{base}.int8"], tensors[f"{base}.scale"])
-    if method == "int4_wo":
-        group_size = config.checkpoint.quantization.group_size
-        return Int4Linear(tensors[f"{base}.int4"], tensors[f"{base}.scale_zero"], group_size)
-    return FloatLinear(tensors[spec.name])
+def _linear(spec: TensorSpec, tensors: dict[str, torch.Tensor], track: int | None = None, expert: int = 0) -> Linear:
+    """All local tracks of a weight as one linear, or one expert of one track."""
+    parts = [tensors.get(spec.name.removesuffix("weight") + part) for part in SCALES]
+    weight, scale, row_scale, zero = (
+        part if part is None or track is None else part[track, expert][None] for part in (tensors[spec.name], *parts)
+    )
+    return make_linear(weight, row_scale if scale is None else scale, zero)  # type: ignore[arg-type]
 
 
-def _experts(
-    spec: TensorSpec, tensors: dict[str, torch.Tensor], config: EngineConfig, num_tracks: int
-) -> list[list[Linear]]:
-    """Every expert of every local track as a linear of its own: tensors are [tracks, experts, ...]."""
-    base = spec.name.removesuffix(".weight")
-    mine = {name: values for name, values in tensors.items() if name == spec.name or name.rpartition(".")[0] == base}
-    return [
-        [
-            _linear(spec, {name: values[track, expert][None] for name, values in mine.items()}, config)
-            for expert in range(spec.shape[0])
-        ]
-        for track in range(num_tracks)
-    ]
+def _experts(spec: TensorSpec, tensors: dict[str, torch.Tensor], num_tracks: int) -> list[list[Linear]]:
+    """[track][expert]: every expert is a linear of its own; tensors are [tracks, experts, ...]."""
+    return [[_linear(spec, tensors, track, expert) for expert in range(spec.shape[0])] for track in range(num_tracks)]

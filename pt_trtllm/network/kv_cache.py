@@ -9,9 +9,11 @@ from torch.nn import functional
 
 from pt_trtllm.config import ModelConfig
 from pt_trtllm.mapping import Mapping
+from pt_trtllm.network.native_attention import PagedKvCache, RaggedBatch
 from pt_trtllm.network.step import StepBatch
 
 BLOCK_TOKENS = 32
+NATIVE_HEAD_MULTIPLE, NATIVE_HEAD_MAX = 16, 256
 
 
 class KvCache(Protocol):
@@ -43,6 +45,50 @@ class BlockTables:
                     piece.blocks, dtype=torch.int32
                 )
         return self._tables[[piece.slot for piece in batch.sequences]]
+
+
+def make_cache(
+    config: ModelConfig, mapping: Mapping, *, num_blocks: int, num_slots: int, max_seq_len: int, dtype: torch.dtype
+) -> KvCache:
+    """The native cache, or for head sizes its kernels do not take the one in PyTorch."""
+    native = config.head_dim % NATIVE_HEAD_MULTIPLE == 0 and config.head_dim <= NATIVE_HEAD_MAX
+    kind = NativeKvCache if native else TorchKvCache
+    return kind(config, mapping, num_blocks=num_blocks, num_slots=num_slots, max_seq_len=max_seq_len, dtype=dtype)
+
+
+class NativeKvCache:
+    """The C++ kernels: they read the blocks in place."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        mapping: Mapping,
+        *,
+        num_blocks: int,
+        num_slots: int,
+        max_seq_len: int,
+        dtype: torch.dtype,
+    ) -> None:
+        self._cache = PagedKvCache(
+            num_layers=config.num_hidden_layers,
+            num_blocks=num_blocks,
+            num_tracks=mapping.tracks_per_rank,
+            num_kv_heads=mapping.kv_heads_per_rank(config.num_kv_heads),
+            head_dim=config.head_dim,
+            block_tokens=BLOCK_TOKENS,
+            dtype=dtype,
+            num_threads=torch.get_num_threads(),
+        )
+        self._tables = BlockTables(num_slots, -(-max_seq_len // BLOCK_TOKENS))
+
+    def begin_step(self, batch: StepBatch) -> None:
+        self._batch = RaggedBatch([(s.num_tokens, s.past) for s in batch.sequences], self._tables.update(batch))
+
+    def attend(
+        self, layer_idx: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int | None
+    ) -> torch.Tensor:
+        self._cache.write(layer_idx, self._batch, key, value)
+        return self._cache.attend(layer_idx, self._batch, query, window=window)
 
 
 class TorchKvCache:

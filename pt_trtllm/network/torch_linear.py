@@ -1,6 +1,8 @@
-"""Matrix products of the PyTorch lowering: float weights, and packed int8 / int4 ones.
+"""Matrix products of the PyTorch lowering: float, int8 and int4 weights, for a few rows or many.
 
-All take [tracks, tokens, in] and give [tracks, tokens, out], each track with its own weight.
+All take [tracks, tokens, in] and give [tracks, tokens, out], each track with its own weight. For a few dozen rows the
+kernel library streams the weights at the speed of memory (`plugins/src/linear`); it also wins for many rows where the
+processor does not multiply the weights' type itself. Otherwise a GEMM of PyTorch's takes over.
 """
 
 from __future__ import annotations
@@ -11,43 +13,71 @@ from typing import Protocol
 import torch
 from torch.nn import functional
 
-MIN_ROWS_TO_UPCAST = 48
-"""From this many tokens on, widening bf16 weights pays on a CPU without bf16 arithmetic (measured, AVX2)."""
-INT4_INNER_TILES = 1
-"""The CPU kernel ignores it; the operator's signature wants one."""
+from pt_trtllm.network.native_linear import NativeLinear, copy_to_huge_pages, supports
+
+GEMM_MIN_ROWS = 64
+"""From here on a GEMM is ahead of streaming, if the processor has one for the type."""
+HUGE_PAGE_BYTES = 2 << 20
+TILE_OUTPUTS = 2048
+"""Outputs of a quantised weight that are widened at a time, so that no second copy of it is needed."""
 
 
 class Linear(Protocol):
     def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
 
 
+def make_linear(weight: torch.Tensor, scale: torch.Tensor | None = None, zero: torch.Tensor | None = None) -> Linear:
+    """weight [tracks, out, in] (int4: [tracks, out, in / 2]) with scale [tracks, out] or scale and zero per group."""
+    num_inputs = weight.shape[-1] * (2 if weight.dtype == torch.uint8 else 1)
+    if supports(num_inputs):
+        # Mapped files get 4 KiB pages; streaming through 2 MiB ones is a sixth faster here. Small weights stay mapped.
+        return StreamedLinear(copy_to_huge_pages(weight) if weight.nbytes >= HUGE_PAGE_BYTES else weight, scale, zero)
+    if scale is not None:
+        return Int8Linear(weight, scale)
+    return FloatLinear(weight)
+
+
 @functools.cache
-def has_fast_half_gemm(dtype: torch.dtype, device_type: str) -> bool:
-    """Whether the device multiplies this 16-bit type natively."""
-    if device_type != "cpu":
-        return True
+def has_fast_gemm(dtype: torch.dtype) -> bool:
+    """Whether this processor multiplies the type natively; the others are emulated, many times slower."""
     features = torch.cpu.get_capabilities()
-    names = ("amx_bf16", "avx512_bf16") if dtype == torch.bfloat16 else ("amx_fp16", "avx512_fp16")
-    return any(features.get(name, False) for name in names)
+    if dtype == torch.bfloat16:
+        return bool(features.get("amx_bf16") or features.get("avx512_bf16"))
+    if dtype == torch.float16:
+        return bool(features.get("amx_fp16") or features.get("avx512_fp16"))
+    return True
 
 
-def matmul(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """[tracks, tokens, in] x [tracks, out, in] as one batched product."""
-    upcast = (
-        x.dtype in (torch.bfloat16, torch.float16)
-        and x.shape[1] >= MIN_ROWS_TO_UPCAST
-        and not has_fast_half_gemm(x.dtype, x.device.type)
-    )
-    if upcast:
-        return torch.stack(
-            [functional.linear(a.float(), w.float()).to(x.dtype) for a, w in zip(x, weight, strict=True)]
+class StreamedLinear:
+    """The kernel library for few rows, a GEMM for many."""
+
+    def __init__(self, weight: torch.Tensor, scale: torch.Tensor | None, zero: torch.Tensor | None) -> None:
+        self._native = NativeLinear(weight, scale, zero)
+        self._is_float = scale is None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[1] < GEMM_MIN_ROWS or not has_fast_gemm(x.dtype):
+            return self._native(x)
+        if self._is_float:
+            return matmul(x, self._native.weight)
+        return torch.stack([self._widened(rows, track) for track, rows in enumerate(x)])
+
+    def _widened(self, rows: torch.Tensor, track: int) -> torch.Tensor:
+        num_outputs = self._native.out_features
+        return torch.cat(
+            [
+                functional.linear(
+                    rows, self._native.dequantize(track, first, min(first + TILE_OUTPUTS, num_outputs), rows.dtype)
+                )
+                for first in range(0, num_outputs, TILE_OUTPUTS)
+            ],
+            dim=1,
         )
-    if x.shape[0] == 1:
-        return functional.linear(x[0], weight[0])[None]
-    return torch.bmm(x, weight.transpose(1, 2))
 
 
 class FloatLinear:
+    """Weights whose number of inputs the kernel library does not take."""
+
     def __init__(self, weight: torch.Tensor) -> None:
         self.weight = weight
 
@@ -56,7 +86,7 @@ class FloatLinear:
 
 
 class Int8Linear:
-    """weight [tracks, out, in] int8, scale [tracks, out] in the activations' type."""
+    """The same for int8: weight [tracks, out, in], scale [tracks, out] in the activations' type."""
 
     def __init__(self, weight: torch.Tensor, scale: torch.Tensor) -> None:
         self.weight, self.scale = weight, scale
@@ -70,25 +100,8 @@ class Int8Linear:
         )
 
 
-class Int4Linear:
-    """packed [tracks, out, in / 2] uint8 in the kernel's own order, scale_zero [tracks, in / group, out, 2]."""
-
-    def __init__(self, packed: torch.Tensor, scale_zero: torch.Tensor, group_size: int) -> None:
-        self.packed, self.scale_zero, self.group_size = packed, scale_zero, group_size
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.stack(
-            [
-                torch.ops.aten._weight_int4pack_mm_for_cpu(a.contiguous(), p, self.group_size, sz)
-                for a, p, sz in zip(x, self.packed, self.scale_zero, strict=True)
-            ]
-        )
-
-
-def pack_int4(codes: torch.Tensor) -> torch.Tensor:
-    """Codes [..., out, in] (0..15) into the order the CPU kernel of this machine reads."""
-    flat = codes.reshape(-1, *codes.shape[-2:])
-    packed = [
-        torch.ops.aten._convert_weight_to_int4pack_for_cpu(matrix.to(torch.int32), INT4_INNER_TILES) for matrix in flat
-    ]
-    return torch.stack(packed).view(*codes.shape[:-2], *packed[0].shape)
+def matmul(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """[tracks, tokens, in] x [tracks, out, in] as one batched product."""
+    if x.shape[0] == 1:
+        return functional.linear(x[0], weight[0])[None]
+    return torch.bmm(x, weight.transpose(1, 2))

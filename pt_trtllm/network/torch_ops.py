@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from pt_trtllm.comm.base import Communicator
+from pt_trtllm.network import native_attention
 from pt_trtllm.network.graph import AttentionSpec, MoeSpec
 from pt_trtllm.network.kv_cache import KvCache
 from pt_trtllm.network.rope import apply_rope
@@ -28,8 +29,8 @@ class RankWeights:
     rope: tuple[torch.Tensor, torch.Tensor]
     """cos and sin, [positions, head_dim / 2]"""
     rope_style: str
-    head: torch.Tensor
-    """[rows of this rank's vocabulary shard, hidden]; may be short of `head_rows` where the vocabulary is padded."""
+    head: Linear
+    """This rank's shard of the vocabulary; may be short of `head_rows` where the vocabulary is padded."""
     head_rows: int
     vocab_size: int
 
@@ -52,18 +53,9 @@ class TorchGraph:
         return hidden.expand(self.num_tracks, *hidden.shape)
 
     def rms_norm(self, x: torch.Tensor, weight: str | None, *, eps: float, pre_scale: bool = False) -> torch.Tensor:
-        y = x.float()
-        scale = None if weight is None else self.weights.tensors[weight].float()
-        if (
-            scale is not None and x.dim() > scale.dim()
-        ):  # [tracks, features] against [tracks, tokens, (heads,) features]
-            scale = scale.view(*scale.shape[:-1], *[1] * (x.dim() - scale.dim()), scale.shape[-1])
-        if scale is not None and pre_scale:
-            y = y * scale
-        y = functional.rms_norm(y, (y.shape[-1],), eps=eps)
-        if scale is not None and not pre_scale:
-            y = y * scale
-        return y.to(x.dtype)
+        scale = None if weight is None else self.weights.tensors[weight]
+        rows = x[None] if x.dim() == 2 else x.reshape(x.shape[0], -1, x.shape[-1])
+        return native_attention.rms_norm(rows, scale, eps=eps, pre_scale=pre_scale).view(x.shape)
 
     def linear(self, x: torch.Tensor, weight: str) -> torch.Tensor:
         return self.weights.linears[weight](x)
@@ -128,7 +120,7 @@ class TorchGraph:
     def logits(self, hidden: torch.Tensor, weight: str) -> torch.Tensor:
         """Rank 0 gets float32 [rows, vocabulary]; the others an empty tensor."""
         rows = hidden[self.batch.logit_rows]
-        shard = functional.linear(rows, self.weights.head).float()
+        shard = self.weights.head(rows[None])[0].float()
         shard = functional.pad(shard, (0, self.weights.head_rows - shard.shape[1]))
         gathered = self.comm.gather_logits(shard)
         return shard.new_empty(0) if gathered is None else gathered[:, : self.weights.vocab_size]
