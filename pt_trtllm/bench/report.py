@@ -1,0 +1,86 @@
+"""What was measured, as plain data and as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pt_trtllm.bench.numbers import Spread
+from pt_trtllm.checkpoint.artifact import replace_file
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeBandwidth:
+    """What decoding reads, against what the machine reads."""
+
+    weight_bytes_per_step: int
+    kv_bytes_per_step: int
+    """Of the average length of the past."""
+    gb_per_s: float
+    """All bytes of a step over the median time between tokens."""
+    share_of_machine: float
+    """Of the bandwidth measured beside it with as many processes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineReport:
+    """One engine. Keys of dictionaries are prompt lengths, batch sizes, or names of phases."""
+
+    name: str
+    world_size: int
+    num_tracks: int
+    num_layers: int
+    sync_interval: int
+    """D; of one track it means nothing."""
+    dtype: str
+    quantization: str
+    parameters: int
+    engine_bytes: int
+    load_s: float
+    ttft_ms: dict[str, Spread]
+    tpot_ms: dict[str, Spread]
+    tokens_per_s: Spread | None
+    """Generated tokens of the mix."""
+    requests_per_s: Spread | None
+    mix_ttft_ms: Spread | None
+    mix_latency_ms: Spread | None
+    forward_passes: int
+    collectives_per_pass: dict[str, int]
+    """Counted by the communicator."""
+    collectives_planned: dict[str, int]
+    """L/D fusions, or 2L all-reduces; one gather of logits."""
+    collective_share: dict[str, float]
+    """Of the time of forward passes, on rank 0, waiting included. Decoding begins with its prompts."""
+    peak_rss_mb: list[float]
+    """Per rank of this host; mapped weights count."""
+    decode_bandwidth: dict[str, DecodeBandwidth]
+    machine_read_gb_per_s: Spread
+    ratios: dict[str, float] = field(default_factory=dict)
+    """To the first engine, by row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    command: str
+    date: str
+    """UTC."""
+    seconds: float
+    complete: bool
+    """False: --max-seconds ended it early."""
+    repeats_done: int
+    hardware: dict[str, Any]
+    versions: dict[str, str]
+    load_average: tuple[float, float]
+    """Of one minute, before and after: other work on the machine shows here."""
+    workload: dict[str, Any]
+    engines: tuple[EngineReport, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def write_json(self, target: Path) -> None:
+        with replace_file(target) as path:
+            path.write_text(json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
