@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pt_trtllm.checkpoint.artifact import replace_file
+from pt_trtllm.checkpoint.artifact import check_writable, replace_file
 from pt_trtllm.checkpoint.safetensors_io import DeclaredTensor, SafetensorsWriter
 from pt_trtllm.cli.options import EXISTING_FILE, EXISTING_FOLDER, FILE, progress_bar
 from pt_trtllm.cli.requests import parse_entry, parse_json, read_entries
@@ -69,8 +69,8 @@ def command(
 ) -> None:  # fmt: skip
     """Generate with an engine, over as many MPI ranks as it was built for."""
     for path in (output_json, context_logits):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise ConfigError(f"{path}: the folder {path.absolute().parent} does not exist")
+        if path is not None:
+            check_writable(path)
     if logit_bias is not None:
         sampling["logit_bias"] = parse_json(logit_bias, "--logit-bias")
     if bad_words_ids is not None:
