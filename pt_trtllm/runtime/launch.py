@@ -5,11 +5,14 @@ Every rank logs to its own file and leaves a status file; from these the launche
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,16 +59,35 @@ def _version(mpirun: Path) -> str:
     return subprocess.run([str(mpirun), "--version"], capture_output=True, text=True, timeout=60, check=False).stdout
 
 
-def stop(process: subprocess.Popen[bytes], grace_s: float = 5.0) -> None:
-    """Ends a launcher that is still running; it ends its ranks."""
-    if process.poll() is not None:
-        return
-    process.terminate()
-    try:
-        process.wait(grace_s)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+def stop(process: subprocess.Popen[bytes], job_dir: Path, grace_s: float = 5.0) -> None:
+    """Ends a launcher that is still running, and the ranks on this host that it could not end any more."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    give_up = time.monotonic() + grace_s
+    while (ranks := _processes_naming(job_dir)) and time.monotonic() < give_up:
+        for pid in ranks:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+
+
+def _processes_naming(job_dir: Path) -> list[int]:
+    """Processes of this user with the folder of a world among their arguments: its launcher and its ranks.
+
+    A launcher that was itself still starting can end without its ranks, before they have left a status file.
+    """
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended meanwhile, or is another user's
+            arguments = (entry / "cmdline").read_bytes().split(b"\0")  # a zombie has none
+            if os.fsencode(job_dir) in arguments and entry.stat().st_uid == os.getuid():
+                found.append(int(entry.name))
+    return found
 
 
 def explain_failure(job_dir: Path, world_size: int, command: Sequence[str]) -> PtError:

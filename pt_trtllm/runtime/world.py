@@ -150,7 +150,7 @@ class World:
             # Ranks that noticed a failure are on their way out; their launcher ends the rest.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(SHUTDOWN_S)
-            stop(self._process)
+            stop(self._process, self.folder)
         with self._lock:
             self._failure = (
                 CommunicationError("the engine was closed")
@@ -180,7 +180,7 @@ class World:
     def _end(self) -> None:
         """Leaves no process and no file behind."""
         if hasattr(self, "_process"):
-            stop(self._process)
+            stop(self._process, self.folder)
         if hasattr(self, "_channel"):
             self._channel.close()
         if hasattr(self, "_socket_folder"):

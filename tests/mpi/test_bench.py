@@ -19,6 +19,7 @@ from pt_trtllm.bench.report import DecodeBandwidth, EngineReport, Report
 from pt_trtllm.bench.shapes import SHAPES, ShapeOptions, make_engines
 from pt_trtllm.bench.workload import Deadline, TimeUp, Workload
 from pt_trtllm.testing.cli import check_cli, run_cli
+from pt_trtllm.testing.processes import is_running
 
 pytestmark = pytest.mark.mpi
 
@@ -118,5 +119,5 @@ def test_an_interrupted_run_leaves_no_process_and_no_file(tmp_path: Path, number
         process.wait()
     assert len(pids) == 4
     assert (process.returncode, out, err.strip()) == (130, "", "")
-    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert not any(is_running(pid) for pid in pids)
     assert list(tmp_path.iterdir()) == []

@@ -18,6 +18,7 @@ from pt_trtllm.engine.build import BuildOptions, build
 from pt_trtllm.engine.bundle import BuildLimits
 from pt_trtllm.errors import CommunicationError, ConfigError
 from pt_trtllm.testing.cases import BASE
+from pt_trtllm.testing.processes import is_running
 from pt_trtllm.testing.reference import Reference, make_reference
 
 pytestmark = pytest.mark.mpi
@@ -199,6 +200,6 @@ def test_closing_leaves_no_process_and_no_file(engines: dict[int, Path]) -> None
     pids = [_pid_of_rank(llm, rank) for rank in range(2)]
     llm.close()
     assert not folder.exists()
-    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert not any(is_running(pid) for pid in pids)
     with pytest.raises(CommunicationError, match="the engine was closed"):
         llm.generate([[1]])

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from pt_trtllm.testing.cases import BASE
 from pt_trtllm.testing.cli import check_cli, refusal
 from pt_trtllm.testing.numeric import FLOAT32_LOGITS, assert_close
+from pt_trtllm.testing.processes import is_running, wait_until_gone
 from pt_trtllm.testing.reference import NUM_NEW_TOKENS, Reference, make_reference
 
 pytestmark = pytest.mark.mpi
@@ -127,20 +128,6 @@ def _is_generating(job_dir: Path, world_size: int) -> bool:
     )
 
 
-def _alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except OSError:
-        return False
-
-
-def _wait_gone(pids: list[int]) -> None:
-    deadline = time.monotonic() + 30
-    while any(_alive(pid) for pid in pids):
-        assert time.monotonic() < deadline, f"still running: {[pid for pid in pids if _alive(pid)]}"
-        time.sleep(0.05)
-
-
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_rank_ends_the_others_and_is_named(engines: dict[int, Path], tmp_path: Path, victim: int) -> None:
     running = Running(engines[2], 2, tmp_path)
@@ -148,7 +135,7 @@ def test_a_killed_rank_ends_the_others_and_is_named(engines: dict[int, Path], tm
     line = running.outcome()
     assert f"rank {victim} (pid {running.pids[victim]}) died without a message" in line
     assert "last lines of its log" in line
-    _wait_gone(list(running.pids.values()))
+    wait_until_gone(list(running.pids.values()))
     assert list(tmp_path.glob("pt-trtllm-*")) == []
 
 
@@ -159,11 +146,11 @@ def test_a_rank_that_hangs_is_named_after_the_time_limit(engines: dict[int, Path
         line = running.outcome()
     finally:
         for pid in running.pids.values():
-            if _alive(pid):
+            if is_running(pid):
                 os.kill(pid, signal.SIGKILL)
     assert "rank 0 waited 2" in line
     assert f"rank 1 (pid {running.pids[1]}" in line
-    _wait_gone(list(running.pids.values()))
+    wait_until_gone(list(running.pids.values()))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -174,7 +161,7 @@ def test_interrupting_the_command_ends_its_ranks(
     running.process.send_signal(number)
     running.process.communicate(timeout=60)
     assert running.process.returncode == 130
-    _wait_gone(list(running.pids.values()))
+    wait_until_gone(list(running.pids.values()))
     assert list(tmp_path.glob("pt-trtllm-*")) == []
 
 

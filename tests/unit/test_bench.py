@@ -31,6 +31,7 @@ from pt_trtllm.cli.bench import engine_names
 from pt_trtllm.cli.main import cli
 from pt_trtllm.engine.bundle import BuildLimits, open_bundle
 from pt_trtllm.errors import ConfigError, PtError
+from pt_trtllm.testing.processes import is_running
 
 pytestmark = pytest.mark.unit
 
@@ -220,7 +221,7 @@ def test_the_machine_reads_memory_and_its_processes_end() -> None:
         pids = [process.pid for process in reading._processes]
         assert reading.measure() > 0
         assert reading.measure() > 0
-    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    assert not any(is_running(pid) for pid in pids)
 
 
 def test_peak_memory_of_a_process_that_is_not_here_is_unknown(tmp_path: Path) -> None:
