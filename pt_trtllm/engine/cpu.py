@@ -22,6 +22,7 @@ from pt_trtllm.engine.bundle import EngineConfig, engine_file
 from pt_trtllm.errors import EngineError
 from pt_trtllm.network.decoder import pt_decoder
 from pt_trtllm.network.kv_cache import make_cache
+from pt_trtllm.network.logits import Logits, unpack
 from pt_trtllm.network.rope import rope_tables
 from pt_trtllm.network.step import StepBatch
 from pt_trtllm.network.torch_linear import Linear, make_linear
@@ -92,10 +93,13 @@ class CpuEngine:
         )
 
     @torch.inference_mode()
-    def forward(self, batch: StepBatch) -> torch.Tensor:
-        """float32 logits [rows, vocabulary] on rank 0, an empty tensor elsewhere."""
+    def forward(self, batch: StepBatch) -> Logits | None:
+        """The logits on rank 0, nothing elsewhere."""
         graph = TorchGraph(self.weights, self.cache, self.comm, batch, self.mapping.tracks_per_rank)
-        return pt_decoder(graph, self.config.checkpoint.model, self.mapping)
+        gathered = pt_decoder(graph, self.config.checkpoint.model, self.mapping)
+        if self.comm.rank:
+            return None
+        return unpack(gathered, batch, head_rows=self.weights.head_rows, vocab_size=self.weights.vocab_size)
 
 
 def open_engine(folder: Path, config: EngineConfig, comm: Communicator, num_blocks: int) -> CpuEngine:

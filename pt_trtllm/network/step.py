@@ -27,6 +27,8 @@ class StepBatch:
     sequences: tuple[SequenceSlice, ...]
     logit_rows: torch.Tensor
     """[rows] int64: tokens whose logits are wanted"""
+    row_top_k: torch.Tensor
+    """[rows] int64: how many of the most likely tokens are enough; 0 asks for all logits"""
 
     @property
     def positions(self) -> torch.Tensor:

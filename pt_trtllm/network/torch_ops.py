@@ -12,6 +12,7 @@ from pt_trtllm.comm.base import Communicator
 from pt_trtllm.network import native_attention
 from pt_trtllm.network.graph import AttentionSpec, MoeSpec
 from pt_trtllm.network.kv_cache import KvCache
+from pt_trtllm.network.logits import pack
 from pt_trtllm.network.rope import apply_rope
 from pt_trtllm.network.step import StepBatch
 from pt_trtllm.network.torch_linear import Linear
@@ -118,9 +119,9 @@ class TorchGraph:
         return self.comm.track_fusion(hidden, op)
 
     def logits(self, hidden: torch.Tensor, weight: str) -> torch.Tensor:
-        """Rank 0 gets float32 [rows, vocabulary]; the others an empty tensor."""
+        """Rank 0 gets what all ranks packed (see `network/logits.py`); the others an empty tensor."""
         rows = hidden[self.batch.logit_rows]
-        shard = self.weights.head(rows[None])[0].float()
-        shard = functional.pad(shard, (0, self.weights.head_rows - shard.shape[1]))
-        gathered = self.comm.gather_logits(shard)
-        return shard.new_empty(0) if gathered is None else gathered[:, : self.weights.vocab_size]
+        shard, head_rows = self.weights.head(rows[None])[0].float(), self.weights.head_rows
+        packed = pack(shard, self.batch, first_token=self.comm.rank * head_rows, head_rows=head_rows)
+        gathered = self.comm.gather_logits(packed)
+        return shard.new_empty(0) if gathered is None else gathered

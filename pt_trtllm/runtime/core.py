@@ -6,13 +6,12 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import torch
-
 from pt_trtllm.comm.base import Communicator
 from pt_trtllm.engine.bundle import EngineConfig
 from pt_trtllm.errors import CommunicationError, EngineError
 from pt_trtllm.mapping import SYNC_KINDS, sync_counts, sync_plan
 from pt_trtllm.network.kv_cache import BLOCK_TOKENS
+from pt_trtllm.network.logits import Logits
 from pt_trtllm.network.step import StepBatch
 from pt_trtllm.runtime.kv_blocks import BlockManager
 from pt_trtllm.runtime.messages import STOP, decode, encode
@@ -28,7 +27,9 @@ class Engine(Protocol):
     config: EngineConfig
     comm: Communicator
 
-    def forward(self, batch: StepBatch) -> torch.Tensor: ...
+    def forward(self, batch: StepBatch) -> Logits | None:
+        """The logits on rank 0, nothing elsewhere."""
+        ...
 
 
 @dataclass
@@ -41,6 +42,10 @@ class EngineStats:
     sync_points_per_forward: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SYNC_KINDS, 0))
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    drafted_tokens: int = 0
+    """Guesses that were computed (speculative decoding)."""
+    accepted_tokens: int = 0
+    """Those of them that were right."""
     reused_tokens: int = 0
     preemptions: int = 0
     kv_blocks: int = 0
@@ -87,7 +92,7 @@ class EngineCore:
         return self._scheduler.has_work()
 
     def step(self) -> list[Sequence]:
-        """One pass; returns the sequences that got a token, finished ones among them."""
+        """One pass; returns the sequences that got tokens, finished ones among them."""
         start = time.perf_counter()
         step = self._scheduler.next_step()
         if step is None:
@@ -100,7 +105,6 @@ class EngineCore:
         stats.forward_passes += 1
         advanced = self._take_tokens(step, logits)
         self._scheduler.finish_step()
-        stats.generated_tokens += len(advanced)
         stats.seconds += time.perf_counter() - start
         if advanced and not stats.seconds_to_first_token:
             stats.seconds_to_first_token = stats.seconds
@@ -125,18 +129,23 @@ class EngineCore:
         """Releases the other ranks from `follow`."""
         self._engine.comm.broadcast(STOP)
 
-    @staticmethod
-    def _take_tokens(step: Step, logits: torch.Tensor) -> list[Sequence]:
-        advanced = []
-        if not torch.isfinite(logits).all():
+    def _take_tokens(self, step: Step, logits: Logits | None) -> list[Sequence]:
+        advanced, at = [], 0
+        assert logits is not None
+        if not logits.finite:
             raise EngineError(
                 "the engine computed logits that are not finite: a weight file was damaged (pt-trtllm inspect --verify "
                 "tells), or float16 overflowed (convert with --dtype bfloat16)"
             )
-        for (sequence, decides), row in zip(step.rows, logits, strict=True):
-            sequence.take_row(row, decides)
-            if decides:
-                advanced.append(sequence)
+        for share in step.shares:
+            rows = logits.rows[at : at + share.num_rows]
+            at += share.num_rows
+            drawn = share.sequence.take_rows(rows, share.num_deciding, share.guesses)
+            if drawn:
+                advanced.append(share.sequence)
+                self._stats.generated_tokens += drawn
+                self._stats.drafted_tokens += len(share.guesses)
+                self._stats.accepted_tokens += drawn - 1
         return advanced
 
 

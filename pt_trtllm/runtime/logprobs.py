@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-Row = list[tuple[int, float, int]]
+LogprobRow = list[tuple[int, float, int]]
 """(token, log-probability, rank) of the token in question, then of the most likely others."""
 
 
@@ -23,7 +23,7 @@ TokenLogprobs = dict[int, Logprob]
 """By token id; the token in question comes first."""
 
 
-def top_logprobs(logits: torch.Tensor, token: int, count: int) -> Row:
+def top_logprobs(logits: torch.Tensor, token: int, count: int) -> LogprobRow:
     """logits: float32 [vocabulary]."""
     logprobs = logits.log_softmax(dim=0)
     own = float(logprobs[token])
@@ -35,5 +35,5 @@ def top_logprobs(logits: torch.Tensor, token: int, count: int) -> Row:
     return row
 
 
-def from_rows(rows: Iterable[Row]) -> tuple[TokenLogprobs, ...]:
+def from_rows(rows: Iterable[LogprobRow]) -> tuple[TokenLogprobs, ...]:
     return tuple({token: Logprob(logprob, rank) for token, logprob, rank in row} for row in rows)

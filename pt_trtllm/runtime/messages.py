@@ -12,11 +12,12 @@ SLICE_FIELDS = 5
 
 
 def encode(batch: StepBatch) -> bytes:
-    """int32: counts; per sequence slot, new, past, first block, number of blocks; tokens; rows; blocks."""
+    """int32: counts; per sequence slot, new, past, first block, number of blocks; tokens; rows; top k; blocks."""
     head = [len(batch.sequences), len(batch.token_ids), len(batch.logit_rows)]
     slices = [[s.slot, s.num_tokens, s.past, s.first_block, len(s.blocks)] for s in batch.sequences]
     blocks = [block for s in batch.sequences for block in s.blocks]
-    parts = [np.array(head), np.array(slices).reshape(-1), batch.token_ids.numpy(), batch.logit_rows.numpy()]
+    parts = [np.array(head), np.array(slices).reshape(-1), batch.token_ids.numpy()]
+    parts += [batch.logit_rows.numpy(), batch.row_top_k.numpy()]
     message: bytes = np.concatenate([*parts, np.array(blocks, dtype=np.int64)]).astype(np.int32).tobytes()
     return message
 
@@ -29,7 +30,8 @@ def decode(message: bytes) -> StepBatch | None:
     num_sequences, num_tokens, num_rows = values[:3].tolist()
     slices = values[3 : 3 + SLICE_FIELDS * num_sequences].view(-1, SLICE_FIELDS).tolist()
     num_blocks = sum(row[4] for row in slices)
-    tokens, rows, flat = values[3 + SLICE_FIELDS * num_sequences :].split([num_tokens, num_rows, num_blocks])
+    sizes = [num_tokens, num_rows, num_rows, num_blocks]
+    tokens, rows, top_k, flat = values[3 + SLICE_FIELDS * num_sequences :].split(sizes)
     blocks = iter(flat.tolist())
     return StepBatch(
         token_ids=tokens,
@@ -44,4 +46,5 @@ def decode(message: bytes) -> StepBatch | None:
             for slot, new, past, first, count in slices
         ),
         logit_rows=rows,
+        row_top_k=top_k,
     )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from collections.abc import Sequence as SequenceABC
 from dataclasses import dataclass, field
 
 import torch
 
 from pt_trtllm.engine.bundle import EngineConfig
 from pt_trtllm.errors import ConfigError
+from pt_trtllm.network.logits import Row
 from pt_trtllm.runtime.detokenize import AnswerText
-from pt_trtllm.runtime.logprobs import Row, top_logprobs
+from pt_trtllm.runtime.logprobs import LogprobRow, top_logprobs
 from pt_trtllm.runtime.sampling import Sampler, SamplingParams
 from pt_trtllm.runtime.tokenizer import Tokenizer
 
@@ -85,9 +88,11 @@ class Sequence:
     output_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     prompt_logits: list[torch.Tensor] = field(default_factory=list)
-    prompt_logprobs: list[Row] = field(default_factory=list)
+    prompt_logprobs: list[LogprobRow] = field(default_factory=list)
     """Of the prompt's tokens from the second on."""
-    logprobs: list[Row] = field(default_factory=list)
+    logprobs: list[LogprobRow] = field(default_factory=list)
+    num_reported: int = 0
+    """Tokens of the answer that the client was told."""
     answer: AnswerText | None = None
     """Where stop strings are to be found."""
 
@@ -102,6 +107,12 @@ class Sequence:
     """Tokens in blocks that were offered to others."""
     digest: bytes = b""
     """Of the published tokens."""
+    guesses: list[int] = field(default_factory=list)
+    """What may follow the known tokens: computed together with them, and kept as far as they turn out right."""
+    paused: bool = False
+    """Left out of steps."""
+    num_certain: int = sys.maxsize
+    """Tokens from here on may change, and are not offered to others."""
 
     @classmethod
     def start(cls, index: int, request: Request, config: EngineConfig, tokenizer: Tokenizer | None = None) -> Sequence:
@@ -139,22 +150,46 @@ class Sequence:
         """Tokens that the cache may have to hold: the last generated one is never computed."""
         return len(self.request.prompt_ids) + self.max_new_tokens - 1
 
-    def take_row(self, logits: torch.Tensor, decides: bool) -> None:
-        """Uses the logits behind one token: those of the prompt as asked for, the last ones to draw the next token.
+    def num_candidates(self, num_generated: int) -> int:
+        """How many of the most likely tokens are enough for the answer's next one; 0: the whole row of logits."""
+        return 0 if self.request.params.logprobs is not None else self.sampler.num_candidates(num_generated)
 
-        logits: float32 [vocabulary].
+    def take_rows(self, rows: SequenceABC[Row], num_deciding: int, guesses: tuple[int, ...] = ()) -> int:
+        """Uses a step's logits: those of the prompt as asked for, the last ones to draw tokens. Returns how many.
+
+        Every token is drawn as without guesses; a guess only makes its successor's logits known in the same step. The
+        first that was wrong ends the step, and what was computed from it on is forgotten.
         """
+        first_deciding = len(rows) - num_deciding
+        for index, row in enumerate(rows[: first_deciding + min(1, num_deciding)]):
+            self._keep_prompt_row(row, is_last=index >= first_deciding)
+        drawn = 0
+        for row in rows[first_deciding:]:
+            self._draw(row)
+            drawn += 1
+            if self.finish_reason or drawn == num_deciding or self.output_ids[-1] != guesses[drawn - 1]:
+                break
+        self.num_computed -= max(0, num_deciding - drawn)
+        return drawn
+
+    def _keep_prompt_row(self, row: Row, *, is_last: bool) -> None:
         prompt, params = self.request.prompt_ids, self.request.params
+        if not self.request.wants_prompt_rows or (is_last and self.output_ids):
+            return
+        assert isinstance(row, torch.Tensor)
         if self.request.context_logits and len(self.prompt_logits) < len(prompt):
-            self.prompt_logits.append(logits.clone())
+            self.prompt_logits.append(row.clone())
         if params.prompt_logprobs is not None and len(self.prompt_logprobs) < len(prompt) - 1:
             following = prompt[len(self.prompt_logprobs) + 1]
-            self.prompt_logprobs.append(top_logprobs(logits, following, params.prompt_logprobs))
-        if decides:
-            token = self.sampler.next_token(logits, len(self.output_ids))
-            if params.logprobs is not None:
-                self.logprobs.append(top_logprobs(logits, token, params.logprobs))
-            self.accept(token)
+            self.prompt_logprobs.append(top_logprobs(row, following, params.prompt_logprobs))
+
+    def _draw(self, row: Row) -> None:
+        params = self.request.params
+        token = self.sampler.next_token(row, len(self.output_ids))
+        if params.logprobs is not None:
+            assert isinstance(row, torch.Tensor)
+            self.logprobs.append(top_logprobs(row, token, params.logprobs))
+        self.accept(token)
 
     def forget_prompt_rows(self) -> None:
         """Before the prompt is computed again."""

@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from pt_trtllm.network.logits import MAX_CANDIDATES, Candidates, Row, most_likely
 from pt_trtllm.runtime.params import SamplingParams
 
 __all__ = ["Sampler", "SamplingParams"]
@@ -35,9 +36,20 @@ class Sampler:
         self._bias = torch.tensor(list(bias.values()), dtype=torch.float32)
         self._output: list[int] = []
 
-    def next_token(self, logits: torch.Tensor, num_generated: int) -> int:
-        """logits: float32 [vocabulary]; not changed."""
+    def num_candidates(self, num_generated: int) -> int:
+        """How many of the most likely tokens are enough to draw the next one; 0: the whole row is needed."""
         params = self.params
+        touches_logits = len(self._biased) or self._penalised or params.bad_words_ids
+        if touches_logits or (num_generated < params.min_tokens and self._end_ids):
+            return 0
+        count = 1 if params.is_greedy else params.top_k or 0
+        return count if count <= MAX_CANDIDATES else 0
+
+    def next_token(self, logits: Row, num_generated: int) -> int:
+        """logits: not changed; candidates only where `num_candidates` said so."""
+        params = self.params
+        if isinstance(logits, Candidates):
+            return logits.first if params.is_greedy else self._draw(logits)
         if len(self._biased):
             logits = logits.index_add(0, self._biased, self._bias)
         if self._penalised:
@@ -64,11 +76,15 @@ class Sampler:
         logits = torch.where(self._seen, logits * factor, logits)
         return logits - params.frequency_penalty * self._counts - params.presence_penalty * (self._counts > 0)
 
-    def _draw(self, logits: torch.Tensor) -> int:
+    def _draw(self, logits: Row) -> int:
         params = self.params
-        logits = logits / (1.0 if params.temperature is None else params.temperature)
-        values, tokens = logits.topk(min(params.top_k, len(logits))) if params.top_k else logits.sort(descending=True)
-        probabilities = values.softmax(dim=0)
+        if isinstance(logits, Candidates):
+            values, tokens = logits.values[: params.top_k], logits.tokens[: params.top_k]
+        elif params.top_k and params.top_k < len(logits):
+            values, tokens = (found[0] for found in most_likely(logits[None], params.top_k))
+        else:
+            values, tokens = logits.sort(descending=True, stable=True)
+        probabilities = (values / (1.0 if params.temperature is None else params.temperature)).softmax(dim=0)
         keep = torch.ones(len(values), dtype=torch.bool)
         if params.top_p is not None:
             keep &= probabilities.cumsum(0) - probabilities < params.top_p  # the first token past the limit stays

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,12 +18,25 @@ POLICIES = ("guaranteed_no_evict", "max_utilization")
 
 
 @dataclass(frozen=True)
+class Share:
+    """One sequence's part of a step: tokens that are known, then guesses that may turn out right."""
+
+    sequence: Sequence
+    num_tokens: int
+    guesses: tuple[int, ...] = ()
+    """The last of `num_tokens`; empty but for speculative decoding."""
+    num_rows: int = 0
+    """Rows of logits, in order: the prompt tokens' that were asked for, then those that decide."""
+    num_deciding: int = 0
+    """The last rows: the first of them decides the next token, each of the others the one after a guess."""
+
+
+@dataclass(frozen=True)
 class Step:
-    """A batch, and what to do with each row of its logits, in order."""
+    """A batch, and whose rows its logits are, in order."""
 
     batch: StepBatch
-    rows: list[tuple[Sequence, bool]]
-    """True where the row decides the sequence's next token; False where it only is a prompt token's."""
+    shares: list[Share]
 
 
 class Scheduler:
@@ -80,20 +93,24 @@ class Scheduler:
         """Running sequences go first (one token each), prompts share what is left of `max_num_tokens`."""
         self._admit()
         budget = self._limits.max_num_tokens
-        shares: list[tuple[Sequence, int]] = []
-        decoding = [sequence for sequence in self._running if sequence.num_pending == 1]
-        prompts = [sequence for sequence in self._running if sequence.num_pending > 1]
+        shares: list[Share] = []
+        decoding = [sequence for sequence in self._running if sequence.num_pending == 1 and not sequence.paused]
+        prompts = [sequence for sequence in self._running if sequence.num_pending > 1 and not sequence.paused]
+        # Guesses take what is left after a token for everybody who is answering; half of it where prompts wait.
+        spare = (budget - len(decoding)) // (2 if prompts else 1)
         for sequence in decoding:
             if sequence in self._running and self._make_room(sequence, 1, shares):
-                shares.append((sequence, 1))
-                budget -= 1
+                guesses = self._room_for_guesses(sequence, spare)
+                shares.append(Share(sequence, 1 + len(guesses), guesses))
+                spare -= len(guesses)
+                budget -= 1 + len(guesses)
         for index, sequence in enumerate(prompts):
             if sequence not in self._running:
                 continue  # gave way to an older one
             fair = -(-budget // (len(prompts) - index))  # what the earlier ones leave over goes to the later ones
             count = min(sequence.num_pending, fair)
             if count > 0 and self._make_room(sequence, count, shares):
-                shares.append((sequence, count))
+                shares.append(Share(sequence, count))
                 budget -= count
         return self._assemble(shares) if shares else None
 
@@ -147,13 +164,24 @@ class Scheduler:
         needed = self._blocks.blocks_for(sequence.max_length) - len(matched)
         return needed <= self._blocks.num_available - promised
 
-    def _make_room(self, sequence: Sequence, count: int, shares: list[tuple[Sequence, int]]) -> bool:
+    def _room_for_guesses(self, sequence: Sequence, limit: int) -> tuple[int, ...]:
+        """As many of its guesses as the step, the answer's length and free memory allow: nobody gives way for them."""
+        left = sequence.max_new_tokens - len(sequence.output_ids) - 1
+        guesses = sequence.guesses[: max(0, min(limit, left))]
+        blocks, end = self._blocks, sequence.num_computed + 1
+        while guesses and blocks.blocks_for(end + len(guesses)) - len(sequence.blocks) > blocks.num_available:
+            guesses = guesses[:-1]
+        missing = blocks.blocks_for(end + len(guesses)) - len(sequence.blocks)
+        sequence.blocks += [blocks.allocate() for _ in range(missing)]
+        return tuple(guesses)
+
+    def _make_room(self, sequence: Sequence, count: int, shares: list[Share]) -> bool:
         """Gives a sequence blocks for its next tokens; the youngest others give way. False: it gave way itself."""
         missing = self._blocks.blocks_for(sequence.num_computed + count) - len(sequence.blocks)
         while missing > self._blocks.num_available:
             assert self._may_evict, "blocks were promised and are not there"
             victim = self._running[-1]
-            shares[:] = [share for share in shares if share[0] is not victim]
+            shares[:] = [share for share in shares if share.sequence is not victim]
             self._preempt(victim)
             if victim is sequence:
                 return False
@@ -176,7 +204,7 @@ class Scheduler:
 
     def _publish(self, sequence: Sequence) -> None:
         size, tokens = self._blocks.block_tokens, None
-        while sequence.num_published + size <= sequence.num_computed:
+        while sequence.num_published + size <= min(sequence.num_computed, sequence.num_certain):
             tokens = tokens or sequence.token_ids
             first = sequence.num_published
             sequence.digest = self._blocks.digest(sequence.digest, tokens[first : first + size])
@@ -189,44 +217,48 @@ class Scheduler:
             digest = self._blocks.digest(digest, tokens[index * size : (index + 1) * size])
         return digest
 
-    def _assemble(self, shares: list[tuple[Sequence, int]]) -> Step:
+    def _assemble(self, shares: list[Share]) -> Step:
         tokens: list[int] = []
         slices: list[SequenceSlice] = []
-        logit_rows: list[int] = []
-        rows: list[tuple[Sequence, bool]] = []
-        for sequence, count in shares:
-            first, past = len(tokens), sequence.num_computed
-            tokens += sequence.known(past, past + count)
-            new_blocks = tuple(sequence.blocks[sequence.num_told_blocks :])
+        rows: list[tuple[int, int]] = []
+        complete: list[Share] = []
+        for share in shares:
+            sequence, first, past = share.sequence, len(tokens), share.sequence.num_computed
+            known = share.num_tokens - len(share.guesses)
+            tokens += [*sequence.known(past, past + known), *share.guesses]
             slices.append(
                 SequenceSlice(
                     slot=sequence.slot,
-                    num_tokens=count,
+                    num_tokens=share.num_tokens,
                     past=past,
                     first_block=sequence.num_told_blocks,
-                    blocks=new_blocks,
+                    blocks=tuple(sequence.blocks[sequence.num_told_blocks :]),
                 )
             )
             sequence.num_told_blocks = len(sequence.blocks)
-            for offset, decides in self._wanted_rows(sequence, count):
-                logit_rows.append(first + offset)
-                rows.append((sequence, decides))
-            sequence.num_computed += count
+            asked, deciding = _wanted_rows(sequence, share)
+            rows += [(first + offset, top_k) for offset, top_k in asked]
+            complete.append(dataclasses.replace(share, num_rows=len(asked), num_deciding=deciding))
+            sequence.num_computed += share.num_tokens
         batch = StepBatch(
             token_ids=torch.tensor(tokens),
             sequences=tuple(slices),
-            logit_rows=torch.tensor(logit_rows, dtype=torch.int64),
+            logit_rows=torch.tensor([row for row, _ in rows], dtype=torch.int64),
+            row_top_k=torch.tensor([top_k for _, top_k in rows], dtype=torch.int64),
         )
-        return Step(batch, rows)
+        return Step(batch, complete)
 
-    @staticmethod
-    def _wanted_rows(sequence: Sequence, count: int) -> Iterator[tuple[int, bool]]:
-        """(token of the chunk, whether it decides the next token) for those whose logits are wanted."""
-        decides = count == sequence.num_pending
-        prompt_tokens = (
-            len(sequence.request.prompt_ids) - sequence.num_computed if sequence.request.wants_prompt_rows else 0
-        )
-        for offset in range(count):
-            is_last = decides and offset == count - 1
-            if is_last or offset < prompt_tokens:
-                yield offset, is_last
+
+def _wanted_rows(sequence: Sequence, share: Share) -> tuple[list[tuple[int, int]], int]:
+    """([(token of the share, candidates that are enough)] whose logits are wanted, how many of the last decide)."""
+    known = share.num_tokens - len(share.guesses)
+    rows = []
+    if sequence.request.wants_prompt_rows:
+        rows = [(offset, 0) for offset in range(min(known, len(sequence.request.prompt_ids) - sequence.num_computed))]
+    if known < sequence.num_pending:
+        return rows, 0
+    first = len(sequence.output_ids)
+    deciding = [(known - 1 + index, sequence.num_candidates(first + index)) for index in range(len(share.guesses) + 1)]
+    if rows and rows[-1][0] == known - 1:
+        deciding[0] = rows.pop()  # the prompt's last token, whose whole row was asked for
+    return rows + deciding, len(deciding)

@@ -72,8 +72,9 @@ class Service:
         self._channel.send({"type": "tokens", "outputs": [[request_id, [], "cancelled", {}]]})
 
     def _report(self, advanced: list[Sequence]) -> None:
-        outputs = [[self._ids[s], s.output_ids[-1:], s.finish_reason, _extras(s)] for s in advanced]
+        outputs = [[self._ids[s], s.output_ids[s.num_reported :], s.finish_reason, _extras(s)] for s in advanced]
         for sequence in advanced:
+            sequence.num_reported = len(sequence.output_ids)
             if sequence.finish_reason:
                 self._finish(sequence)
         self._channel.send({"type": "tokens", "outputs": outputs})
@@ -86,10 +87,10 @@ class Service:
 
 
 def _extras(sequence: Sequence) -> Message:
-    """What goes with the latest token."""
+    """What goes with the latest tokens."""
     extras: Message = {}
     if sequence.logprobs:
-        extras["logprobs"] = sequence.logprobs[-1:]
-    if sequence.request.params.prompt_logprobs is not None and len(sequence.output_ids) == 1:
+        extras["logprobs"] = sequence.logprobs[sequence.num_reported :]
+    if sequence.request.params.prompt_logprobs is not None and sequence.num_reported == 0:
         extras["prompt_logprobs"] = sequence.prompt_logprobs
     return extras

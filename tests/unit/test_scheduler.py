@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional
 
 from pt_trtllm.checkpoint.rank_files import CheckpointConfig
 from pt_trtllm.config import ModelConfig
@@ -75,14 +76,19 @@ def drive(
         owners = {s.slot: s for s in sequences if s.slot >= 0}
         assert 0 < cache.run(step, owners) <= limits.max_num_tokens
         assert len({piece.slot for piece in step.batch.sequences}) == len(step.batch.sequences) <= limits.max_batch_size
-        assert len(step.rows) == len(step.batch.logit_rows)
-        for sequence, decides in step.rows:
-            if len(sequence.prompt_logits) < len(sequence.request.prompt_ids) and sequence.request.context_logits:
-                sequence.prompt_logits.append(torch.zeros(1))
-            if decides:
-                sequence.accept(40 + len(sequence.output_ids) % 3)
+        answer(step)
         scheduler.finish_step()
     raise AssertionError("did not end")
+
+
+def answer(step: Step) -> None:
+    """Draws 40, 41, 42, 40, ... for every sequence."""
+    assert sum(share.num_rows for share in step.shares) == len(step.batch.logit_rows)
+    for share in step.shares:
+        following = 40 + (len(share.sequence.output_ids) + torch.arange(share.num_deciding)) % 3
+        rows = torch.zeros(share.num_rows, MODEL.vocab_size)
+        rows[share.num_rows - share.num_deciding :, :] = functional.one_hot(following, MODEL.vocab_size)
+        share.sequence.take_rows(list(rows), share.num_deciding, share.guesses)
 
 
 REQUESTS = st.lists(
@@ -201,9 +207,7 @@ def test_equal_prompts_wait_for_the_first_and_share_its_blocks(policy: str, leng
     assert step is not None
     started = {piece.slot for piece in step.batch.sequences}
     assert started == {sequence.slot for sequence in (sequences if not shared else [sequences[0], sequences[4]])}
-    for sequence, decides in step.rows:
-        if decides:
-            sequence.accept(40)
+    answer(step)
     scheduler.finish_step()
     drive_on(scheduler)
     assert [len(sequence.output_ids) for sequence in sequences] == [4] * 5
@@ -213,9 +217,7 @@ def test_equal_prompts_wait_for_the_first_and_share_its_blocks(policy: str, leng
 
 def drive_on(scheduler: Scheduler) -> None:
     while (step := scheduler.next_step()) is not None:
-        for sequence, decides in step.rows:
-            if decides:
-                sequence.accept(40)
+        answer(step)
         scheduler.finish_step()
 
 
@@ -262,10 +264,12 @@ def test_messages_carry_steps_unchanged(pieces: list[tuple[int, int, int, list[i
         token_ids=torch.arange(sum(piece[1] for piece in pieces)),
         sequences=sequences,
         logit_rows=torch.tensor(rows, dtype=torch.int64),
+        row_top_k=torch.tensor(rows, dtype=torch.int64) % 3,
     )
     decoded = decode(encode(batch))
     assert decoded is not None
     assert decoded.sequences == sequences
     assert torch.equal(decoded.token_ids, batch.token_ids)
     assert torch.equal(decoded.logit_rows, batch.logit_rows)
+    assert torch.equal(decoded.row_top_k, batch.row_top_k)
     assert decode(STOP) is None
