@@ -20,6 +20,7 @@ from pt_trtllm.runtime.options import RuntimeOptions
 from pt_trtllm.runtime.outputs import CompletionOutput, RequestOutput
 from pt_trtllm.runtime.params import SamplingParams
 from pt_trtllm.runtime.scheduler import POLICIES
+from pt_trtllm.runtime.speculative.config import METHODS, PLACEMENTS, SpeculativeConfig
 from pt_trtllm.runtime.tokenizer import find_tokenizer
 
 
@@ -60,12 +61,20 @@ from pt_trtllm.runtime.tokenizer import find_tokenizer
 @click.option("--kv-cache-free-mem-fraction", type=float, default=0.5, show_default=True)
 @click.option("--scheduler-policy", type=click.Choice(POLICIES), default=POLICIES[0], show_default=True)
 @click.option("--no-block-reuse", is_flag=True, help="Compute common beginnings of prompts every time.")
+@click.option("--speculative", type=click.Choice(METHODS), help="Guess tokens ahead; the answers stay the same.")
+@click.option("--max-draft-len", type=int, default=4, show_default=True, help="Guesses per pass.")
+@click.option("--max-matching-ngram-size", type=int, default=3, show_default=True)
+@click.option("--draft-engine-dir", type=EXISTING_FOLDER, help="A smaller engine with the same vocabulary.")
+@click.option("--draft-placement", type=click.Choice(PLACEMENTS), default=PLACEMENTS[0], show_default=True)
+@click.option("--draft-hostfile", type=EXISTING_FILE, help="Hosts of the draft engine's own ranks.")
 @click.option("--hostfile", type=EXISTING_FILE, help="Hosts for mpirun.")
 def command(
     engine_dir: Path, prompts: tuple[str, ...], more_prompts: tuple[str, ...], input_ids: str | None,
     input_file: Path | None, tokenizer_dir: Path | None, output_json: Path | None, context_logits: Path | None,
     hostfile: Path | None, max_new_tokens: int, max_tokens_in_paged_kv_cache: int, kv_cache_free_mem_fraction: float,
-    scheduler_policy: str, no_block_reuse: bool, logit_bias: str | None, bad_words_ids: str | None, **sampling: Any,
+    scheduler_policy: str, no_block_reuse: bool, logit_bias: str | None, bad_words_ids: str | None,
+    speculative: str | None, max_draft_len: int, max_matching_ngram_size: int, draft_engine_dir: Path | None,
+    draft_placement: str, draft_hostfile: Path | None, **sampling: Any,
 ) -> None:  # fmt: skip
     """Generate with an engine, over as many MPI ranks as it was built for."""
     for path in (output_json, context_logits):
@@ -81,7 +90,19 @@ def command(
         kv_cache_free_mem_fraction=kv_cache_free_mem_fraction,
         enable_block_reuse=not no_block_reuse,
         scheduler_policy=scheduler_policy,
+        speculative=None
+        if speculative is None
+        else SpeculativeConfig(
+            method=speculative,
+            max_draft_len=max_draft_len,
+            max_matching_ngram_size=max_matching_ngram_size,
+            draft_engine_dir=str(draft_engine_dir.resolve()) if draft_engine_dir else None,
+            draft_placement=draft_placement,
+            draft_hostfile=str(draft_hostfile.resolve()) if draft_hostfile else None,
+        ),
     )
+    if draft_engine_dir is not None and speculative != "draft":
+        raise ConfigError("--draft-engine-dir was given; it needs --speculative draft")
     if more_prompts and not prompts:
         raise ConfigError(f"unexpected argument {more_prompts[0]!r}; texts follow --prompt")
     entries = read_entries([*prompts, *more_prompts], input_ids, input_file)
@@ -164,6 +185,11 @@ def _print_stats(stats: dict[str, Any]) -> None:
     click.echo(
         f"[{stats['world_size']} ranks, {stats['forward_passes']} passes, "
         f"syncs per pass {stats['sync_points_per_forward']}, first token after "
-        f"{stats['seconds_to_first_token'] * 1e3:.0f} ms, {rate:.1f} tokens/s]",
+        f"{stats['seconds_to_first_token'] * 1e3:.0f} ms, {rate:.1f} tokens/s{_acceptance(stats)}]",
         err=True,
     )
+
+
+def _acceptance(stats: dict[str, Any]) -> str:
+    drafted, accepted = stats["drafted_tokens"], stats["accepted_tokens"]
+    return f", {accepted} of {drafted} guesses right ({accepted / drafted:.0%})" if drafted else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence as SequenceABC
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from pt_trtllm.runtime.messages import STOP, decode, encode
 from pt_trtllm.runtime.options import RuntimeOptions
 from pt_trtllm.runtime.request import Request, Sequence
 from pt_trtllm.runtime.scheduler import Scheduler, Step
+from pt_trtllm.runtime.speculative.proposer import Proposer
 from pt_trtllm.runtime.tokenizer import Tokenizer
 
 
@@ -66,8 +68,15 @@ class EngineStats:
 class EngineCore:
     """Owns the scheduler and the sequences; `step` advances everything by one pass."""
 
-    def __init__(self, engine: Engine, options: RuntimeOptions, tokenizer: Tokenizer | None = None) -> None:
-        """Only stop strings and bad words need the tokenizer."""
+    def __init__(
+        self,
+        engine: Engine,
+        options: RuntimeOptions,
+        tokenizer: Tokenizer | None = None,
+        proposer: Proposer | None = None,
+    ) -> None:
+        """Only stop strings and bad words need the tokenizer; with a proposer, decoding is speculative."""
+        self._proposer = proposer
         self._engine, self.config, self._tokenizer = engine, engine.config, tokenizer
         num_blocks = options.num_blocks(engine.config)
         self._blocks = BlockManager(num_blocks, BLOCK_TOKENS, reuse=options.enable_block_reuse)
@@ -87,6 +96,8 @@ class EngineCore:
     def cancel(self, sequence: Sequence) -> None:
         if sequence.finish_reason is None:
             self._scheduler.cancel(sequence)
+            if self._proposer is not None:
+                self._proposer.forget(sequence)
 
     def has_work(self) -> bool:
         return self._scheduler.has_work()
@@ -94,6 +105,8 @@ class EngineCore:
     def step(self) -> list[Sequence]:
         """One pass; returns the sequences that got tokens, finished ones among them."""
         start = time.perf_counter()
+        if self._proposer is not None and (ready := self._scheduler.decoding()):
+            self._proposer.propose(ready)
         step = self._scheduler.next_step()
         if step is None:
             return []
@@ -104,7 +117,9 @@ class EngineCore:
         stats.seconds_in_forward += time.perf_counter() - before
         stats.forward_passes += 1
         advanced = self._take_tokens(step, logits)
-        self._scheduler.finish_step()
+        for sequence in self._scheduler.finish_step():
+            if self._proposer is not None:
+                self._proposer.forget(sequence)
         stats.seconds += time.perf_counter() - start
         if advanced and not stats.seconds_to_first_token:
             stats.seconds_to_first_token = stats.seconds
@@ -127,6 +142,8 @@ class EngineCore:
 
     def stop(self) -> None:
         """Releases the other ranks from `follow`."""
+        if self._proposer is not None:
+            self._proposer.close()
         self._engine.comm.broadcast(STOP)
 
     def _take_tokens(self, step: Step, logits: Logits | None) -> list[Sequence]:
@@ -149,7 +166,8 @@ class EngineCore:
         return advanced
 
 
-def follow(engine: Engine) -> None:
-    """Ranks above 0: run what rank 0 announces until it says stop."""
-    while (batch := decode(engine.comm.broadcast(None))) is not None:
-        engine.forward(batch)
+def follow(engines: SequenceABC[Engine]) -> None:
+    """Ranks above 0: run what rank 0 announces until it says stop. The first engine is the one that answers."""
+    while (message := decode(engines[0].comm.broadcast(None))) is not None:
+        number, batch = message
+        engines[number].forward(batch)

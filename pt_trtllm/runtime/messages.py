@@ -8,12 +8,12 @@ import torch
 from pt_trtllm.network.step import SequenceSlice, StepBatch
 
 STOP = b""
-SLICE_FIELDS = 5
+HEAD_FIELDS, SLICE_FIELDS = 4, 5
 
 
-def encode(batch: StepBatch) -> bytes:
-    """int32: counts; per sequence slot, new, past, first block, number of blocks; tokens; rows; top k; blocks."""
-    head = [len(batch.sequences), len(batch.token_ids), len(batch.logit_rows)]
+def encode(batch: StepBatch, engine: int = 0) -> bytes:
+    """int32: engine; counts; per sequence slot, new, past, first block, blocks; tokens; rows; top k; blocks."""
+    head = [engine, len(batch.sequences), len(batch.token_ids), len(batch.logit_rows)]
     slices = [[s.slot, s.num_tokens, s.past, s.first_block, len(s.blocks)] for s in batch.sequences]
     blocks = [block for s in batch.sequences for block in s.blocks]
     parts = [np.array(head), np.array(slices).reshape(-1), batch.token_ids.numpy()]
@@ -22,29 +22,31 @@ def encode(batch: StepBatch) -> bytes:
     return message
 
 
-def decode(message: bytes) -> StepBatch | None:
-    """The inverse; None means stop."""
+def decode(message: bytes) -> tuple[int, StepBatch] | None:
+    """(which of the engines on these ranks, its step); None means stop."""
     if message == STOP:
         return None
     values = torch.from_numpy(np.frombuffer(message, dtype=np.int32).astype(np.int64))
-    num_sequences, num_tokens, num_rows = values[:3].tolist()
-    slices = values[3 : 3 + SLICE_FIELDS * num_sequences].view(-1, SLICE_FIELDS).tolist()
+    engine, num_sequences, num_tokens, num_rows = values[:HEAD_FIELDS].tolist()
+    first = HEAD_FIELDS + SLICE_FIELDS * num_sequences
+    slices = values[HEAD_FIELDS:first].view(-1, SLICE_FIELDS).tolist()
     num_blocks = sum(row[4] for row in slices)
     sizes = [num_tokens, num_rows, num_rows, num_blocks]
-    tokens, rows, top_k, flat = values[3 + SLICE_FIELDS * num_sequences :].split(sizes)
+    tokens, rows, top_k, flat = values[first:].split(sizes)
     blocks = iter(flat.tolist())
-    return StepBatch(
+    batch = StepBatch(
         token_ids=tokens,
         sequences=tuple(
             SequenceSlice(
                 slot=slot,
                 num_tokens=new,
                 past=past,
-                first_block=first,
+                first_block=first_block,
                 blocks=tuple(next(blocks) for _ in range(count)),
             )
-            for slot, new, past, first, count in slices
+            for slot, new, past, first_block, count in slices
         ),
         logit_rows=rows,
         row_top_k=top_k,
     )
+    return engine, batch

@@ -11,6 +11,7 @@ from pt_trtllm.config import problems_to_error
 from pt_trtllm.engine.bundle import EngineConfig
 from pt_trtllm.network.kv_cache import BLOCK_TOKENS
 from pt_trtllm.runtime.scheduler import POLICIES
+from pt_trtllm.runtime.speculative.config import SpeculativeConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,10 @@ class RuntimeOptions:
     enable_block_reuse: bool = True
     """Prompts that start alike share the blocks of their common beginning."""
     scheduler_policy: str = POLICIES[0]
+    speculative: SpeculativeConfig | None = None
+    """Guess several tokens per pass; the answers stay the same."""
+    guesses_ahead: int = 0
+    """Above 0, this engine does not answer but guesses for another one, so many tokens ahead of it."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -54,7 +59,10 @@ class RuntimeOptions:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> RuntimeOptions:
-        return cls(**json.loads(data))
+        values = json.loads(data)
+        if values["speculative"] is not None:
+            values["speculative"] = SpeculativeConfig(**values["speculative"])
+        return cls(**values)
 
 
 def _block_bytes_per_host(config: EngineConfig) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -60,12 +61,35 @@ class Sampler:
         if banned:
             logits = logits.index_fill(0, torch.tensor(banned), -math.inf)
         token = int(logits.argmax()) if params.is_greedy else self._draw(logits)
+        self._note(token)
+        return token
+
+    @property
+    def seed(self) -> int:
+        """The one that was given, or drawn."""
+        return self._generator.initial_seed() % (1 << 64)
+
+    def observe(self, token: int) -> None:
+        """As if the token had been drawn here: another sampler with this one's seed drew it."""
+        if not self.params.is_greedy:
+            torch.rand((), generator=self._generator)
+        self._note(token)
+
+    def fork(self) -> Sampler:
+        """Another one in the same state, which will draw the same from the same logits."""
+        other = copy.copy(self)
+        other._generator = self._generator.clone_state()
+        other._output = list(self._output)
+        if self._penalised:
+            other._seen, other._counts = self._seen.clone(), self._counts.clone()
+        return other
+
+    def _note(self, token: int) -> None:
         if self._penalised:
             self._seen[token] = True
             self._counts[token] += 1
-        if params.bad_words_ids:
+        if self.params.bad_words_ids:
             self._output.append(token)
-        return token
 
     def _ends_with(self, tokens: tuple[int, ...]) -> bool:
         return not tokens or tuple(self._output[-len(tokens) :]) == tokens

@@ -89,12 +89,16 @@ class Scheduler:
             sequence.finish_reason = "cancelled"
             self.finish_step()
 
+    def decoding(self) -> list[Sequence]:
+        """Those that are answering: one known token is left to compute."""
+        return [sequence for sequence in self._running if sequence.num_pending == 1 and not sequence.paused]
+
     def next_step(self) -> Step | None:
         """Running sequences go first (one token each), prompts share what is left of `max_num_tokens`."""
         self._admit()
         budget = self._limits.max_num_tokens
         shares: list[Share] = []
-        decoding = [sequence for sequence in self._running if sequence.num_pending == 1 and not sequence.paused]
+        decoding = self.decoding()
         prompts = [sequence for sequence in self._running if sequence.num_pending > 1 and not sequence.paused]
         # Guesses take what is left after a token for everybody who is answering; half of it where prompts wait.
         spare = (budget - len(decoding)) // (2 if prompts else 1)

@@ -17,39 +17,18 @@ from pathlib import Path
 import torch
 
 from pt_trtllm import env
-from pt_trtllm.comm.base import Communicator
-from pt_trtllm.comm.local import LocalCommunicator
-from pt_trtllm.engine.bundle import EngineConfig, open_bundle
-from pt_trtllm.engine.registry import backend_module
-from pt_trtllm.mapping import Mapping
-from pt_trtllm.runtime.core import Engine, EngineCore, follow
+from pt_trtllm.engine.bundle import open_bundle
+from pt_trtllm.runtime.core import EngineCore, follow
 from pt_trtllm.runtime.launch import log_name, status_name
+from pt_trtllm.runtime.messages import STOP
+from pt_trtllm.runtime.opening import connect, open_engine
 from pt_trtllm.runtime.options import RuntimeOptions
 from pt_trtllm.runtime.protocol import Channel
 from pt_trtllm.runtime.service import Service
+from pt_trtllm.runtime.speculative.draft_model import DraftModel
+from pt_trtllm.runtime.speculative.own_ranks import DraftService
+from pt_trtllm.runtime.speculative.set_up import open_proposer, together
 from pt_trtllm.runtime.tokenizer import find_tokenizer
-
-
-def connect(mapping: Mapping) -> Communicator:
-    """This rank's way to the others."""
-    if mapping.world_size == 1:
-        return LocalCommunicator()
-    from pt_trtllm.comm.mpi import MpiCommunicator
-
-    return MpiCommunicator(mapping, timeout_s=env.COMM_TIMEOUT_S.get(), load_timeout_s=env.LOAD_TIMEOUT_S.get())
-
-
-def open_engine(
-    engine_dir: Path, config: EngineConfig, comm: Communicator, options: RuntimeOptions
-) -> tuple[Engine, RuntimeOptions]:
-    """Opens this rank's engine once rank 0 has settled the size of everybody's KV cache."""
-    settled = comm.broadcast(options.settled(config).to_bytes() if comm.rank == 0 else None)
-    options = RuntimeOptions.from_bytes(settled)
-    start = time.perf_counter()
-    engine: Engine = backend_module(config.backend).open_engine(engine_dir, config, comm, options.num_blocks(config))
-    print(f"rank {comm.rank}: loaded {engine_dir} in {time.perf_counter() - start:.2f} s", flush=True)
-    comm.barrier()  # loading takes each rank its own time
-    return engine, options
 
 
 def share_cores(local_rank: int, local_size: int) -> None:
@@ -69,14 +48,20 @@ def serve(
     comm = connect(config.mapping)
     try:
         engine, options = open_engine(engine_dir, config, comm, options)
+        proposer, others = open_proposer(engine, options)
         if comm.rank == 0:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
                 connection.connect(socket_path)
-                core = EngineCore(engine, options, find_tokenizer(engine_dir, tokenizer_dir))
-                Service(core, Channel(connection), world_dir).run()
-                core.stop()
+                if options.guesses_ahead:
+                    model = DraftModel(config, options.num_blocks(config), together(engine, comm, 0))
+                    DraftService(model, Channel(connection), options.guesses_ahead).run()
+                    comm.broadcast(STOP)
+                else:
+                    core = EngineCore(engine, options, find_tokenizer(engine_dir, tokenizer_dir), proposer)
+                    Service(core, Channel(connection), world_dir).run()
+                    core.stop()
         else:
-            follow(engine)
+            follow([engine, *others])
         comm.barrier()  # nobody tears down what another still reads
     except BaseException as error:
         comm.abort(f"rank {comm.rank} failed: {type(error).__name__}: {error}")

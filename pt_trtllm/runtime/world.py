@@ -14,7 +14,7 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from pt_trtllm.engine.bundle import open_bundle
 from pt_trtllm.errors import CommunicationError, ConfigError, PtError
@@ -49,11 +49,7 @@ class World:
         hostfile: Path | None = None,
         tokenizer_dir: Path | None = None,
     ) -> None:
-        launched = [name for name in INSIDE_MPI if int(os.environ.get(name, "1")) > 1]
-        if launched:
-            raise ConfigError(
-                f"started by an MPI launcher ({launched[0]} is set); start it directly: it launches its ranks itself"
-            )
+        self._check_outside_mpi()
         self.config, _ = open_bundle(engine_dir)
         if hostfile is not None and self.config.mapping.world_size == 1:
             raise ConfigError("this engine has one rank, which runs here; --hostfile is for engines of several ranks")
@@ -121,13 +117,21 @@ class World:
             self._command += [options.to_bytes().decode(), *([str(tokenizer_dir.resolve())] if tokenizer_dir else [])]
             log = (self.folder / "launcher.log").open("w")
             with log:
-                self._process = subprocess.Popen(
-                    self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-                )
+                self._process = self._launch(self._command, log)
             while not select.select([listener], [], [], 0.1)[0]:
                 if self._process.poll() is not None:
                     raise explain_failure(self.folder, world_size, self._command)
             self._channel = Channel(listener.accept()[0])
+
+    def _check_outside_mpi(self) -> None:
+        launched = [name for name in INSIDE_MPI if int(os.environ.get(name, "1")) > 1]
+        if launched:
+            raise ConfigError(
+                f"started by an MPI launcher ({launched[0]} is set); start it directly: it launches its ranks itself"
+            )
+
+    def _launch(self, command: list[str], log: IO[str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
     def _bind(self, listener: socket.socket) -> str:
         path = str(self.folder / "socket")

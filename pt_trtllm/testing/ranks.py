@@ -34,8 +34,8 @@ def main(paths: Sequence[str]) -> None:
 
     from pt_trtllm.runtime.core import follow
     from pt_trtllm.runtime.generate import generate
+    from pt_trtllm.runtime.opening import connect, open_engine
     from pt_trtllm.runtime.options import RuntimeOptions
-    from pt_trtllm.runtime.worker import connect, open_engine
     from pt_trtllm.testing.jobs import Job
 
     torch.set_num_threads(1)
@@ -46,7 +46,7 @@ def main(paths: Sequence[str]) -> None:
         if comm.rank == 0:
             Job.write_results(job_dir, *generate(engine, Job.read(job_dir).requests, options))
         else:
-            follow(engine)
+            follow([engine])
         comm.barrier()
         comm.close()
 

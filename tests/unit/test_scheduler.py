@@ -266,8 +266,10 @@ def test_messages_carry_steps_unchanged(pieces: list[tuple[int, int, int, list[i
         logit_rows=torch.tensor(rows, dtype=torch.int64),
         row_top_k=torch.tensor(rows, dtype=torch.int64) % 3,
     )
-    decoded = decode(encode(batch))
-    assert decoded is not None
+    message = decode(encode(batch, 3))
+    assert message is not None
+    engine, decoded = message
+    assert engine == 3
     assert decoded.sequences == sequences
     assert torch.equal(decoded.token_ids, batch.token_ids)
     assert torch.equal(decoded.logit_rows, batch.logit_rows)
