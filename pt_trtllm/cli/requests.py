@@ -62,3 +62,13 @@ def parse_json(text: str, where: str) -> Any:
         return json.loads(text)
     except ValueError as error:
         raise ConfigError(f"{where}: not valid JSON: {error}") from None
+
+
+def text_or_file(value: str | None, option: str) -> str | None:
+    """The text itself, or what the file named after an @ holds."""
+    if value is None or not value.startswith("@"):
+        return value
+    try:
+        return Path(value[1:]).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{option}: cannot read {value[1:]!r}: {error}") from None

@@ -11,7 +11,7 @@ import click
 from pt_trtllm.checkpoint.artifact import check_writable, replace_file
 from pt_trtllm.checkpoint.safetensors_io import DeclaredTensor, SafetensorsWriter
 from pt_trtllm.cli.options import EXISTING_FILE, EXISTING_FOLDER, FILE, progress_bar
-from pt_trtllm.cli.requests import parse_entry, parse_json, read_entries
+from pt_trtllm.cli.requests import parse_entry, parse_json, read_entries, text_or_file
 from pt_trtllm.engine.bundle import open_bundle
 from pt_trtllm.errors import ConfigError
 from pt_trtllm.runtime.llm import LLM, make_request
@@ -54,6 +54,10 @@ from pt_trtllm.runtime.tokenizer import find_tokenizer
 @click.option("--bad-words-ids", help="Never produce these tokens, as JSON: [[1,2],[3]].")
 @click.option("--logprobs", type=int, help="Report each token's log-probability and those of this many others.")
 @click.option("--prompt-logprobs", type=int, help="The same for the tokens of the prompt.")
+@click.option("--guided-json", help="The answer is JSON of this schema: JSON text, or @FILE.")
+@click.option("--guided-regex", help="The answer matches this regular expression.")
+@click.option("--guided-grammar", help="The answer is of this grammar (Lark or GBNF): text, or @FILE.")
+@click.option("--guided-choice", multiple=True, help="The answer is one of these texts.")
 @click.option("--n", type=int, default=1, help="Answers per prompt.")
 @click.option("--output-json", type=FILE, help="Write outputs and statistics here.")
 @click.option("--context-logits", type=FILE, help="Write the logits of every prompt token here (safetensors).")
@@ -84,6 +88,8 @@ def command(
         sampling["logit_bias"] = parse_json(logit_bias, "--logit-bias")
     if bad_words_ids is not None:
         sampling["bad_words_ids"] = parse_json(bad_words_ids, "--bad-words-ids")
+    for name in ("guided_json", "guided_grammar"):
+        sampling[name] = text_or_file(sampling[name], f"--{name.replace('_', '-')}")
     params = SamplingParams(max_tokens=max_new_tokens, **sampling)
     options = RuntimeOptions(
         max_tokens_in_paged_kv_cache=max_tokens_in_paged_kv_cache,

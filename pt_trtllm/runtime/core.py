@@ -14,6 +14,7 @@ from pt_trtllm.mapping import SYNC_KINDS, sync_counts, sync_plan
 from pt_trtllm.network.kv_cache import BLOCK_TOKENS
 from pt_trtllm.network.logits import Logits
 from pt_trtllm.network.step import StepBatch
+from pt_trtllm.runtime.guided import Guides
 from pt_trtllm.runtime.kv_blocks import BlockManager
 from pt_trtllm.runtime.messages import STOP, decode, encode
 from pt_trtllm.runtime.options import RuntimeOptions
@@ -75,19 +76,20 @@ class EngineCore:
         tokenizer: Tokenizer | None = None,
         proposer: Proposer | None = None,
     ) -> None:
-        """Only stop strings and bad words need the tokenizer; with a proposer, decoding is speculative."""
+        """Stop strings, bad words and guides need the tokenizer; with a proposer, decoding is speculative."""
         self._proposer = proposer
         self._engine, self.config, self._tokenizer = engine, engine.config, tokenizer
         num_blocks = options.num_blocks(engine.config)
         self._blocks = BlockManager(num_blocks, BLOCK_TOKENS, reuse=options.enable_block_reuse)
         self._scheduler = Scheduler(engine.config.limits, self._blocks, options.scheduler_policy)
         self._planned = sync_counts(sync_plan(engine.config.checkpoint.model, engine.config.mapping))
+        self._guides = Guides(tokenizer, engine.config.checkpoint.model)
         self._num_sequences = 0
         self._stats = EngineStats(world_size=engine.comm.world_size, hosts=engine.comm.num_hosts, kv_blocks=num_blocks)
 
     def add(self, request: Request) -> Sequence:
         """Raises when this engine cannot serve the request."""
-        sequence = Sequence.start(self._num_sequences, request, self.config, self._tokenizer)
+        sequence = Sequence.start(self._num_sequences, request, self.config, self._tokenizer, self._guides)
         self._scheduler.add(sequence)
         self._num_sequences += 1
         self._stats.prompt_tokens += len(request.prompt_ids)

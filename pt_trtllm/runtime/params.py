@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,8 @@ GREEDY_TEMPERATURE = 1e-5
 """Below this, sampling is as good as greedy and would only overflow."""
 MAX_LOGPROBS = 20
 MAX_SAMPLES = 128
+MAX_GUIDE = 1 << 18
+"""Characters of a schema, an expression or a grammar."""
 SEED_STEP = 0x9E3779B97F4A7C15
 """Between the seeds of parallel samples: odd, so that all differ, and far from what people write."""
 
@@ -58,6 +61,14 @@ class SamplingParams:
     """Report the log-probability of every generated token, and of this many most likely ones."""
     prompt_logprobs: int | None = None
     """The same for the tokens of the prompt, from the second on."""
+    guided_json: str | None = None
+    """The answer is JSON of this schema (text or object; {} for any JSON)."""
+    guided_regex: str | None = None
+    """The answer matches this regular expression, whole."""
+    guided_grammar: str | None = None
+    """The answer is of this context-free grammar, in Lark's or GBNF's notation."""
+    guided_choice: tuple[str, ...] = ()
+    """The answer is one of these."""
 
     def __post_init__(self) -> None:
         self._normalise()
@@ -100,8 +111,25 @@ class SamplingParams:
                 _in(self.prompt_logprobs, 0, MAX_LOGPROBS),
                 f"prompt_logprobs is {self.prompt_logprobs}, expected 0 to {MAX_LOGPROBS}",
             ),
+            (
+                sum(bool(getattr(self, name)) for name in _GUIDES) <= 1,
+                f"{' and '.join(name for name in _GUIDES if getattr(self, name))} are set, expected at most one guide",
+            ),
+            (all(self.guided_choice), "guided_choice has an empty string, expected at least one character"),
+            (all(len(text) <= MAX_GUIDE for text in self._guides()), f"a guide is longer than {MAX_GUIDE} characters"),
         ]
         problems_to_error(what, [message for valid, message in checks if not valid])
+
+    def without_guide(self) -> SamplingParams:
+        return dataclasses.replace(self, guided_json=None, guided_regex=None, guided_grammar=None, guided_choice=())
+
+    @property
+    def guide(self) -> tuple[str, str] | None:
+        """(name of the option, its text) where the answer is guided."""
+        for name in _GUIDES:
+            if value := getattr(self, name):
+                return name, value if isinstance(value, str) else json.dumps(value)
+        return None
 
     @property
     def is_greedy(self) -> bool:
@@ -123,12 +151,18 @@ class SamplingParams:
             for index in range(self.n)
         ]
 
+    def _guides(self) -> list[str]:
+        return [text for text in (self.guided_json, self.guided_regex, self.guided_grammar) if text]
+
     def _normalise(self) -> None:
         """Lists become tuples, one stop string a tuple of one, and textual keys numbers."""
         stop: Any = self.stop
         changed: dict[str, Any] = {name: _tuples(getattr(self, name)) for name in _TUPLES}
         if isinstance(stop, str):
             changed["stop"] = (stop,)
+        schema: Any = self.guided_json
+        if isinstance(schema, dict):
+            changed["guided_json"] = json.dumps(schema)
         if isinstance(self.logit_bias, dict):
             changed["logit_bias"] = {_number_of(key): value for key, value in self.logit_bias.items()}
         for name, value in changed.items():
@@ -170,7 +204,8 @@ def _texts(value: Any) -> bool:
     return isinstance(value, tuple) and all(isinstance(text, str) for text in value)
 
 
-_TUPLES = ("stop_token_ids", "stop", "bad_words", "bad_words_ids")
+_GUIDES = ("guided_json", "guided_regex", "guided_grammar", "guided_choice")
+_TUPLES = ("stop_token_ids", "stop", "bad_words", "bad_words_ids", "guided_choice")
 _WHOLE = (_whole, "a whole number")
 _OPTIONAL_WHOLE = (lambda value: value is None or _whole(value), "a whole number")
 _NUMBER = (_number, "a number")
@@ -182,7 +217,8 @@ _KINDS: dict[str, Any] = {
     **dict.fromkeys(("repetition_penalty", "presence_penalty", "frequency_penalty"), _NUMBER),
     **dict.fromkeys(("temperature", "top_p", "min_p"), _OPTIONAL_NUMBER),
     **dict.fromkeys(("ignore_eos", "include_stop_str_in_output"), _FLAG),
-    **dict.fromkeys(("stop", "bad_words"), (_texts, "a list of strings")),
+    **dict.fromkeys(("stop", "bad_words", "guided_choice"), (_texts, "a list of strings")),
+    **dict.fromkeys(_GUIDES[:3], (lambda value: value is None or isinstance(value, str), "text")),
     "stop_token_ids": (_tokens, "a list of token ids"),
     "bad_words_ids": (lambda rows: isinstance(rows, tuple) and all(map(_tokens, rows)), "lists of token ids"),
     "logit_bias": (

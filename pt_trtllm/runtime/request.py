@@ -13,6 +13,7 @@ from pt_trtllm.engine.bundle import EngineConfig
 from pt_trtllm.errors import ConfigError
 from pt_trtllm.network.logits import Row
 from pt_trtllm.runtime.detokenize import AnswerText
+from pt_trtllm.runtime.guided import Guides
 from pt_trtllm.runtime.logprobs import LogprobRow, top_logprobs
 from pt_trtllm.runtime.sampling import Sampler, SamplingParams
 from pt_trtllm.runtime.tokenizer import Tokenizer
@@ -35,6 +36,7 @@ class Request:
         params = self.params
         if tokenizer is None:
             needing = [name for name in ("stop", "bad_words") if getattr(params, name)]
+            needing += [params.guide[0]] if params.guide else []
             if needing:
                 raise ConfigError(
                     f"{label}: {' and '.join(needing)} need a tokenizer, and this engine came without one"
@@ -115,8 +117,15 @@ class Sequence:
     """Tokens from here on may change, and are not offered to others."""
 
     @classmethod
-    def start(cls, index: int, request: Request, config: EngineConfig, tokenizer: Tokenizer | None = None) -> Sequence:
-        """Raises when stop strings are to be found and there is no tokenizer."""
+    def start(
+        cls,
+        index: int,
+        request: Request,
+        config: EngineConfig,
+        tokenizer: Tokenizer | None = None,
+        guides: Guides | None = None,
+    ) -> Sequence:
+        """Raises when something takes a tokenizer and there is none, or a guide is malformed."""
         request = request.with_token_bans(tokenizer, "request")
         model, params = config.checkpoint.model, request.params
         end_ids = frozenset(params.stop_token_ids) | (
@@ -125,7 +134,9 @@ class Sequence:
         return cls(
             index=index,
             request=request,
-            sampler=Sampler(params, list(request.prompt_ids), model.vocab_size, end_ids),
+            sampler=Sampler(
+                params, list(request.prompt_ids), model.vocab_size, end_ids, guides.make(params) if guides else None
+            ),
             end_ids=end_ids,
             max_new_tokens=min(params.max_tokens, config.limits.max_seq_len - len(request.prompt_ids)),
             answer=AnswerText.of(tokenizer, params, request.prompt_ids) if tokenizer and params.stop else None,
@@ -200,7 +211,8 @@ class Sequence:
         """Adds a sampled token. The end token itself is part of the output, as in TensorRT-LLM."""
         self.output_ids.append(token)
         stopped = self.answer is not None and self.answer.add(token)
-        if stopped or token in self.end_ids:
+        guide = self.sampler.guide
+        if stopped or token in self.end_ids or (guide is not None and guide.complete):
             self.finish_reason = "stop"
         elif len(self.output_ids) >= self.max_new_tokens:
             stopped = self.answer is not None and self.answer.finish()

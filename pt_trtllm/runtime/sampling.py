@@ -8,6 +8,7 @@ import math
 import torch
 
 from pt_trtllm.network.logits import MAX_CANDIDATES, Candidates, Row, most_likely
+from pt_trtllm.runtime.guided import Guide
 from pt_trtllm.runtime.params import SamplingParams
 
 __all__ = ["Sampler", "SamplingParams"]
@@ -16,8 +17,15 @@ __all__ = ["Sampler", "SamplingParams"]
 class Sampler:
     """Draws the tokens of one sequence; keeps its random state and the counts its penalties need."""
 
-    def __init__(self, params: SamplingParams, prompt_ids: list[int], vocab_size: int, end_ids: frozenset[int]) -> None:
-        self.params = params
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt_ids: list[int],
+        vocab_size: int,
+        end_ids: frozenset[int],
+        guide: Guide | None = None,
+    ) -> None:
+        self.params, self.guide = params, guide
         self._end_ids = sorted(token for token in end_ids if token < vocab_size)
         self._generator = torch.Generator()
         if params.seed is None:
@@ -40,7 +48,7 @@ class Sampler:
     def num_candidates(self, num_generated: int) -> int:
         """How many of the most likely tokens are enough to draw the next one; 0: the whole row is needed."""
         params = self.params
-        touches_logits = len(self._biased) or self._penalised or params.bad_words_ids
+        touches_logits = len(self._biased) or self._penalised or params.bad_words_ids or self.guide is not None
         if touches_logits or (num_generated < params.min_tokens and self._end_ids):
             return 0
         count = 1 if params.is_greedy else params.top_k or 0
@@ -58,8 +66,13 @@ class Sampler:
         banned = [row[-1] for row in params.bad_words_ids if self._ends_with(row[:-1])]
         if num_generated < params.min_tokens:
             banned += self._end_ids
+        allowed = logits if self.guide is None else self.guide.mask(logits)
         if banned:
-            logits = logits.index_fill(0, torch.tensor(banned), -math.inf)
+            logits = allowed.index_fill(0, torch.tensor(banned), -math.inf)
+            if self.guide is not None and bool(logits.isneginf().all()):
+                logits = allowed  # bans that contradict the guide give way to it
+        else:
+            logits = allowed
         token = int(logits.argmax()) if params.is_greedy else self._draw(logits)
         self._note(token)
         return token
@@ -82,6 +95,8 @@ class Sampler:
         other._output = list(self._output)
         if self._penalised:
             other._seen, other._counts = self._seen.clone(), self._counts.clone()
+        if self.guide is not None:
+            other.guide = self.guide.fork()
         return other
 
     def _note(self, token: int) -> None:
@@ -90,6 +105,8 @@ class Sampler:
             self._counts[token] += 1
         if self.params.bad_words_ids:
             self._output.append(token)
+        if self.guide is not None:
+            self.guide.accept(token)
 
     def _ends_with(self, tokens: tuple[int, ...]) -> bool:
         return not tokens or tuple(self._output[-len(tokens) :]) == tokens

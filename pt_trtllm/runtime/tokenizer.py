@@ -25,6 +25,10 @@ class Tokenizer:
         added = self._backend.get_added_tokens_decoder()
         self._special = frozenset(token for token, entry in added.items() if entry.special)
 
+    def to_json(self) -> str:
+        text: str = self._backend.to_str()
+        return text
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Ids, by default with the special tokens that the tokenizer's own template adds."""
         try:

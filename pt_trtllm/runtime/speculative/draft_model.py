@@ -51,9 +51,10 @@ class DraftModel:
 
     def start(self, request: Request, seed: int) -> Mirror | None:
         """None where the draft engine cannot hold so long a sequence."""
+        # Without the guide: what it forbids is a guess that turns out wrong.
         params = dataclasses.replace(
             request.params, seed=seed, stop=(), bad_words=(), logprobs=None, prompt_logprobs=None, n=1
-        )
+        ).without_guide()
         if len(request.prompt_ids) >= min(self._config.limits.max_seq_len, self._config.limits.max_input_len + 1):
             return None
         own = Request(prompt_ids=request.prompt_ids, params=params)
