@@ -247,14 +247,6 @@ class ModelConfig:
         assert self.num_key_value_heads is not None
         return self.num_key_value_heads
 
-    @property
-    def num_segments(self) -> int:
-        return self.num_hidden_layers // self.interval
-
-    @property
-    def has_sparse_layers(self) -> bool:
-        return any(self.feed_forward_kind(i) == "sparse" for i in range(self.num_hidden_layers))
-
     def attention_kind(self, layer_idx: int) -> AttentionKind:
         return self.attention_pattern[layer_idx % len(self.attention_pattern)]
 

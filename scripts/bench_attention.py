@@ -26,7 +26,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from pt_trtllm.network.native_attention import PagedKvCache, RaggedBatch, isa
+from pt_trtllm.network.attention_library import isa
+from pt_trtllm.network.paged_kv import PagedKvCache, RaggedBatch
 
 CONTEXTS = [128, 512, 2048, 8192]
 BATCHES = [1, 8]

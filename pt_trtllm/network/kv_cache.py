@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from pt_trtllm.config import ModelConfig
 from pt_trtllm.mapping import Mapping
-from pt_trtllm.network.native_attention import PagedKvCache, RaggedBatch
+from pt_trtllm.network.paged_kv import PagedKvCache, RaggedBatch
 from pt_trtllm.network.step import StepBatch
 
 BLOCK_TOKENS = 32

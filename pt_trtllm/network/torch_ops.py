@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from pt_trtllm.comm.base import Communicator
-from pt_trtllm.network import native_attention
+from pt_trtllm.network import native_norm
 from pt_trtllm.network.graph import AttentionSpec, MoeSpec
 from pt_trtllm.network.kv_cache import KvCache
 from pt_trtllm.network.logits import pack
@@ -56,7 +56,7 @@ class TorchGraph:
     def rms_norm(self, x: torch.Tensor, weight: str | None, *, eps: float, pre_scale: bool = False) -> torch.Tensor:
         scale = None if weight is None else self.weights.tensors[weight]
         rows = x[None] if x.dim() == 2 else x.reshape(x.shape[0], -1, x.shape[-1])
-        return native_attention.rms_norm(rows, scale, eps=eps, pre_scale=pre_scale).view(x.shape)
+        return native_norm.rms_norm(rows, scale, eps=eps, pre_scale=pre_scale).view(x.shape)
 
     def linear(self, x: torch.Tensor, weight: str) -> torch.Tensor:
         return self.weights.linears[weight](x)

@@ -16,15 +16,16 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from pt_trtllm.errors import EngineError
-from pt_trtllm.network import native_attention
-from pt_trtllm.network.native_attention import PagedKvCache, RaggedBatch, qk_norm_rope_, rms_norm, swiglu
+from pt_trtllm.network import attention_library
+from pt_trtllm.network.native_norm import qk_norm_rope_, rms_norm, swiglu
+from pt_trtllm.network.paged_kv import PagedKvCache, RaggedBatch
 from pt_trtllm.network.rope import apply_rope
 from pt_trtllm.testing.numeric import assert_close
 
 pytestmark = pytest.mark.unit
 
 try:
-    native_attention.isa()
+    attention_library.isa()
 except EngineError as error:
     pytest.skip(str(error), allow_module_level=True)
 
@@ -221,8 +222,8 @@ def test_slices_of_a_fused_projection_are_used_in_place() -> None:
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
 def test_every_instruction_set_gives_the_same_numbers_up_to_rounding(isa: str) -> None:
     program = (
-        "import sys, torch\nfrom pt_trtllm.network import native_attention as n\n"
-        "if n.isa() != sys.argv[1]: raise SystemExit(3)\n"
+        "import sys, torch\nfrom pt_trtllm.network import attention_library, paged_kv as n\n"
+        "if attention_library.isa() != sys.argv[1]: raise SystemExit(3)\n"
         "torch.manual_seed(0)\nx = torch.randn(1, 70, 3, 48)\n"
         "c = n.PagedKvCache(num_layers=1, num_blocks=5, num_tracks=1, num_kv_heads=3, head_dim=48, dtype=x.dtype)\n"
         "b = n.RaggedBatch([(70, 0)], torch.arange(5, dtype=torch.int32)[None])\n"
@@ -343,8 +344,8 @@ def test_what_does_not_fit_is_refused_with_shapes() -> None:
 def test_a_missing_library_says_how_to_build_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PT_ATTENTION_LIBRARY", "/nowhere/lib.so")
     with pytest.raises(EngineError, match="no such file"):
-        native_attention.library_path()
+        attention_library.library_path()
     monkeypatch.delenv("PT_ATTENTION_LIBRARY")
     monkeypatch.setattr("pt_trtllm.__path__", ["/nowhere"])
     with pytest.raises(EngineError, match="cmake --build"):
-        native_attention.library_path()
+        attention_library.library_path()
