@@ -69,6 +69,13 @@ KERNELS_LIBRARY = Variable(
 ATTENTION_LIBRARY = Variable(
     "PT_ATTENTION_LIBRARY", "", str, "a path", "Shared library of paged attention, instead of the installed one."
 )
+PROGRAM_LIBRARY = Variable(
+    "PT_PROGRAM_LIBRARY",
+    "",
+    str,
+    "a path",
+    "Shared library that runs a step's kernels in one call, instead of the installed one.",
+)
 KERNELS_ISA = Variable(
     "PT_KERNELS_ISA",
     "",
@@ -99,6 +106,7 @@ VARIABLES = (
     TRACK_FUSION_ISA,
     KERNELS_LIBRARY,
     ATTENTION_LIBRARY,
+    PROGRAM_LIBRARY,
     KERNELS_ISA,
     MPIRUN,
     LAUNCHER,

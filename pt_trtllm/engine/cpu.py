@@ -23,6 +23,7 @@ from pt_trtllm.errors import EngineError
 from pt_trtllm.network.decoder import pt_decoder
 from pt_trtllm.network.kv_cache import make_cache
 from pt_trtllm.network.logits import Logits, unpack
+from pt_trtllm.network.program.program import compile_program
 from pt_trtllm.network.rope import rope_tables
 from pt_trtllm.network.step import StepBatch
 from pt_trtllm.network.torch_linear import Linear, make_linear
@@ -91,12 +92,17 @@ class CpuEngine:
             max_seq_len=limits.max_seq_len,
             dtype=checkpoint.torch_dtype,
         )
+        self.program = compile_program(checkpoint.model, self.mapping, self.weights, self.cache, limits.max_num_tokens)
+        """Few calls per step; None, or too small for a step of many tokens, leaves it to the PyTorch lowering."""
 
     @torch.inference_mode()
     def forward(self, batch: StepBatch) -> Logits | None:
         """The logits on rank 0, nothing elsewhere."""
         graph = TorchGraph(self.weights, self.cache, self.comm, batch, self.mapping.tracks_per_rank)
-        gathered = pt_decoder(graph, self.config.checkpoint.model, self.mapping)
+        if self.program is not None and len(batch.token_ids) <= self.program.capacity:
+            gathered = self.program.run(graph)
+        else:
+            gathered = pt_decoder(graph, self.config.checkpoint.model, self.mapping)
         if self.comm.rank:
             return None
         return unpack(gathered, batch, head_rows=self.weights.head_rows, vocab_size=self.weights.vocab_size)

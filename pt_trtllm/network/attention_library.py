@@ -14,7 +14,7 @@ from pt_trtllm.errors import EngineError
 
 LIBRARY_NAME = "libpt_attention.so"
 
-_ABI_VERSION = 1
+_ABI_VERSION = 2
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 CACHE_DTYPES = DTYPES | {torch.int8: 3}
 NORMS = {None: 0, "before_rope": 1, "after_rope": 2}

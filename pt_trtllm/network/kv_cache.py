@@ -35,16 +35,22 @@ class BlockTables:
 
     def __init__(self, num_slots: int, max_blocks: int) -> None:
         self._tables = torch.full((num_slots, max_blocks), -1, dtype=torch.int32)
+        self._slots: list[int] = []
+        self._step_tables = self._tables[:0]
 
     def update(self, batch: StepBatch) -> torch.Tensor:
         """[sequences of the step, max_blocks] int32, after the step's news."""
+        slots = [piece.slot for piece in batch.sequences]
+        changed = slots != self._slots
         for piece in batch.sequences:
             if piece.blocks:
-                first = piece.first_block
+                changed, first = True, piece.first_block
                 self._tables[piece.slot, first : first + len(piece.blocks)] = torch.tensor(
                     piece.blocks, dtype=torch.int32
                 )
-        return self._tables[[piece.slot for piece in batch.sequences]]
+        if changed:  # most decode steps need no new block
+            self._slots, self._step_tables = slots, self._tables[slots]
+        return self._step_tables
 
 
 def make_cache(
@@ -69,7 +75,7 @@ class NativeKvCache:
         max_seq_len: int,
         dtype: torch.dtype,
     ) -> None:
-        self._cache = PagedKvCache(
+        self.paged = PagedKvCache(
             num_layers=config.num_hidden_layers,
             num_blocks=num_blocks,
             num_tracks=mapping.tracks_per_rank,
@@ -82,13 +88,13 @@ class NativeKvCache:
         self._tables = BlockTables(num_slots, -(-max_seq_len // BLOCK_TOKENS))
 
     def begin_step(self, batch: StepBatch) -> None:
-        self._batch = RaggedBatch([(s.num_tokens, s.past) for s in batch.sequences], self._tables.update(batch))
+        self.ragged = RaggedBatch([(s.num_tokens, s.past) for s in batch.sequences], self._tables.update(batch))
 
     def attend(
         self, layer_idx: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int | None
     ) -> torch.Tensor:
-        self._cache.write(layer_idx, self._batch, key, value)
-        return self._cache.attend(layer_idx, self._batch, query, window=window)
+        self.paged.write(layer_idx, self.ragged, key, value)
+        return self.paged.attend(layer_idx, self.ragged, query, window=window)
 
 
 class TorchKvCache:

@@ -70,7 +70,8 @@ class NativeLinear:
             )
             for track in range(self.num_tracks)
         ]
-        self._pointers = [ctypes.addressof(struct) for struct in self._weights]
+        self.pointers = [ctypes.addressof(struct) for struct in self._weights]
+        """One `pt_linear_weight` per track."""
 
     def __call__(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         """bias [tracks, out] of x's type."""
@@ -84,7 +85,7 @@ class NativeLinear:
             bias_pointer, bias_bytes = bias.data_ptr(), self.out_features * x.itemsize
         forward, rows, threads = self._library.pt_linear_forward, x.shape[1], torch.get_num_threads()
         x_pointer, y_pointer, y_bytes = x.data_ptr(), y.data_ptr(), rows * self.out_features * x.itemsize
-        for track, weight in enumerate(self._pointers):
+        for track, weight in enumerate(self.pointers):
             at_bias = None if bias_pointer is None else bias_pointer + track * bias_bytes
             at_x, at_y = x_pointer + track * track_bytes, y_pointer + track * y_bytes
             status = forward(weight, at_x, at_bias, at_y, rows, dtype, threads)
@@ -100,7 +101,7 @@ class NativeLinear:
         y = x.new_empty((self.num_tracks, x.shape[1], self.out_features))
         swiglu, rows, threads = self._library.pt_linear_swiglu, x.shape[1], torch.get_num_threads()
         x_pointer, y_pointer, y_bytes = x.data_ptr(), y.data_ptr(), rows * self.out_features * x.itemsize
-        for track, (gate_weight, up_weight) in enumerate(zip(self._pointers, up._pointers, strict=True)):
+        for track, (gate_weight, up_weight) in enumerate(zip(self.pointers, up.pointers, strict=True)):
             at_x, at_y = x_pointer + track * track_bytes, y_pointer + track * y_bytes
             if swiglu(gate_weight, up_weight, at_x, at_y, rows, dtype, threads):
                 _fail(self._library)
@@ -111,7 +112,7 @@ class NativeLinear:
         if dtype not in _DTYPES or not 0 <= first <= last <= self.out_features:
             raise EngineError(f"linear: cannot give outputs {first} to {last} of {self.out_features} as {dtype}")
         out = torch.empty((last - first, self.in_features), dtype=dtype)
-        if self._library.pt_linear_dequantize(self._pointers[track], first, last, _DTYPES[dtype], out.data_ptr()):
+        if self._library.pt_linear_dequantize(self.pointers[track], first, last, _DTYPES[dtype], out.data_ptr()):
             _fail(self._library)
         return out
 

@@ -23,6 +23,9 @@ TILE_OUTPUTS = 2048
 
 
 class Linear(Protocol):
+    @property
+    def out_features(self) -> int: ...
+
     def __call__(self, x: torch.Tensor) -> torch.Tensor: ...
 
 
@@ -52,22 +55,26 @@ class StreamedLinear:
     """The kernel library for few rows, a GEMM for many."""
 
     def __init__(self, weight: torch.Tensor, scale: torch.Tensor | None, zero: torch.Tensor | None) -> None:
-        self._native = NativeLinear(weight, scale, zero)
+        self.native = NativeLinear(weight, scale, zero)
         self._is_float = scale is None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if x.shape[1] < GEMM_MIN_ROWS or not has_fast_gemm(x.dtype):
-            return self._native(x)
+            return self.native(x)
         if self._is_float:
-            return matmul(x, self._native.weight)
+            return matmul(x, self.native.weight)
         return torch.stack([self._widened(rows, track) for track, rows in enumerate(x)])
 
+    @property
+    def out_features(self) -> int:
+        return self.native.out_features
+
     def _widened(self, rows: torch.Tensor, track: int) -> torch.Tensor:
-        num_outputs = self._native.out_features
+        num_outputs = self.native.out_features
         return torch.cat(
             [
                 functional.linear(
-                    rows, self._native.dequantize(track, first, min(first + TILE_OUTPUTS, num_outputs), rows.dtype)
+                    rows, self.native.dequantize(track, first, min(first + TILE_OUTPUTS, num_outputs), rows.dtype)
                 )
                 for first in range(0, num_outputs, TILE_OUTPUTS)
             ],
@@ -79,7 +86,7 @@ class FloatLinear:
     """Weights whose number of inputs the kernel library does not take."""
 
     def __init__(self, weight: torch.Tensor) -> None:
-        self.weight = weight
+        self.weight, self.out_features = weight, weight.shape[1]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return matmul(x, self.weight)
@@ -89,7 +96,7 @@ class Int8Linear:
     """The same for int8: weight [tracks, out, in], scale [tracks, out] in the activations' type."""
 
     def __init__(self, weight: torch.Tensor, scale: torch.Tensor) -> None:
-        self.weight, self.scale = weight, scale
+        self.weight, self.scale, self.out_features = weight, scale, weight.shape[1]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return torch.stack(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping as MappingABC
 from dataclasses import dataclass
 
@@ -44,8 +45,12 @@ class TorchGraph:
         self.num_tracks = num_tracks
         """Local tracks."""
         cache.begin_step(batch)
-        positions = batch.positions
-        self._cos, self._sin = (table[positions] for table in weights.rope)
+
+    @functools.cached_property
+    def _angles(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin of the step's tokens"""
+        positions, (cos, sin) = self.batch.positions, self.weights.rope
+        return cos[positions], sin[positions]
 
     def embedding(self, weight: str) -> torch.Tensor:
         return functional.embedding(self.batch.token_ids, self.weights.tensors[weight])
@@ -73,7 +78,7 @@ class TorchGraph:
         return query, key, value
 
     def rope(self, x: torch.Tensor) -> torch.Tensor:
-        return apply_rope(x, self._cos, self._sin, self.weights.rope_style)
+        return apply_rope(x, *self._angles, self.weights.rope_style)
 
     def attention(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, spec: AttentionSpec
@@ -102,8 +107,7 @@ class TorchGraph:
         up_gate, down = self.weights.experts[spec.up_gate][track], self.weights.experts[spec.down][track]
         for expert in chosen.unique().tolist():
             tokens, rank = (chosen == expert).nonzero(as_tuple=True)
-            up, gate = up_gate[expert](x[tokens][None]).chunk(2, dim=-1)
-            result = down[expert](functional.silu(gate) * up)[0]
+            result = down[expert](native_norm.swiglu(up_gate[expert](x[tokens][None]), gate_first=False))[0]
             output.index_add_(0, tokens, result.float() * scores[tokens, rank, None])
         return output.to(x.dtype)
 

@@ -23,7 +23,7 @@
 extern "C" {
 #endif
 
-#define PT_ATTENTION_ABI_VERSION 1
+#define PT_ATTENTION_ABI_VERSION 2
 #define PT_ATTENTION_MAX_HEAD_DIM 256
 #define PT_ATTENTION_MAX_THREADS 64
 /* Type of keys and values beside those of pt_dtype: one float32 scale per block, track, head and token. */
@@ -117,6 +117,10 @@ typedef struct pt_qk_prologue {
 } pt_qk_prologue;
 
 PT_API int pt_qk_norm_rope(const pt_rows* qkv, int num_tracks, int num_tokens, const pt_qk_prologue* work) PT_NOEXCEPT;
+
+/* out = x + y [tracks, tokens, width], all of one type. out may be x or y. */
+PT_API int pt_add(const pt_rows* x, const pt_rows* y, const pt_rows* out, int num_tracks, int num_tokens,
+                  int width) PT_NOEXCEPT;
 
 /* out [tracks, tokens, width] = silu(gate) * up of x [tracks, tokens, 2 * width]; silu is rounded to x's type, as two
  * separate operations would. gate_first: the gate is the first half of x, otherwise the second. */

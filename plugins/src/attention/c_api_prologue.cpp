@@ -101,6 +101,22 @@ int pt_qk_norm_rope(const pt_rows* qkv, int num_tracks, int num_tokens, const pt
   });
 }
 
+int pt_add(const pt_rows* x, const pt_rows* y, const pt_rows* out, int num_tracks, int num_tokens, int width) noexcept {
+  return pt::guarded([&] {
+    check_rows("add", "x", x, num_tracks, num_tokens, width);
+    check_rows("add", "y", y, num_tracks, num_tokens, width);
+    check_rows("add", "out", out, num_tracks, num_tokens, width);
+    PT_ATTENTION_REQUIRE(x->dtype == y->dtype && x->dtype == out->dtype,
+                         "add: x has dtype %d, y %d and out %d, expected one", x->dtype, y->dtype, out->dtype);
+    const auto kernel = select_kernels().add[x->dtype];
+    for_each_token(*x, num_tracks, num_tokens, [&](int track, int token, const char* row) {
+      const void* other = at(y->data, track * y->track_stride + token * y->token_stride, y->dtype);
+      void* target = at(out->data, track * out->track_stride + token * out->token_stride, out->dtype);
+      kernel(row, other, target, static_cast<size_t>(width));
+    });
+  });
+}
+
 int pt_swiglu(const pt_rows* x, const pt_rows* out, int num_tracks, int num_tokens, int width,
               int gate_first) noexcept {
   return pt::guarded([&] {

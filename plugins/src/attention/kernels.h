@@ -74,6 +74,7 @@ struct Kernels {
   // [activations][weight is float32]; one token.
   void (*rms_norm[3][2])(const void* x, const void* weight, void* out, size_t width, float eps, bool pre_scale);
   void (*rope[3])(void* head, const float* cos, const float* sin, size_t head_dim, bool interleaved);
+  void (*add[3])(const void* x, const void* y, void* out, size_t width);
   void (*swiglu[3])(const void* gate, const void* up, void* out, size_t width);
 };
 

@@ -84,6 +84,22 @@ void rope(void* head, const float* cos, const float* sin, size_t head_dim, bool 
 }
 
 template <typename Type>
+void add(const void* x_data, const void* y_data, void* out, size_t width) {
+  const auto* x = static_cast<const typename Type::Storage*>(x_data);
+  const auto* y = static_cast<const typename Type::Storage*>(y_data);
+  auto* target = static_cast<typename Type::Storage*>(out);
+  alignas(64) float left[kTile];
+  alignas(64) float right[kTile];
+  for (size_t done = 0; done < width; done += kTile) {
+    const size_t here = tile_size(done, width);
+    load_tile<Type>(x + done, left, here);
+    load_tile<Type>(y + done, right, here);
+    for (size_t i = 0; i < here; ++i) left[i] += right[i];
+    store_tile<Type>(left, target + done, here);
+  }
+}
+
+template <typename Type>
 void swiglu(const void* gate_data, const void* up_data, void* out, size_t width) {
   const auto* gate = static_cast<const typename Type::Storage*>(gate_data);
   const auto* up = static_cast<const typename Type::Storage*>(up_data);
@@ -118,6 +134,7 @@ constinit const Kernels kKernels = {
      {rms_norm<Bfloat16, Bfloat16>, rms_norm<Bfloat16, Float32>},
      {rms_norm<Float16, Float16>, rms_norm<Float16, Float32>}},
     {rope<Float32>, rope<Bfloat16>, rope<Float16>},
+    {add<Float32>, add<Bfloat16>, add<Float16>},
     {swiglu<Float32>, swiglu<Bfloat16>, swiglu<Float16>},
 };
 
