@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from pt_trtllm import LLM, SamplingParams
+from pt_trtllm import LLM, RuntimeOptions, SamplingParams
 from pt_trtllm.checkpoint.convert import ConvertOptions, convert
 from pt_trtllm.checkpoint.quantize import Quantization
 from pt_trtllm.engine.build import BuildOptions, build
@@ -24,6 +24,8 @@ VARIANTS = {
     "float32": ("float32", Quantization()),
     "bfloat16": ("bfloat16", Quantization()),
     "float16": ("float16", Quantization()),
+    "float32, int8 KV cache": ("float32", Quantization()),
+    "bfloat16, int8 KV cache": ("bfloat16", Quantization()),
     "int8_wo, float32": ("float32", Quantization(method="int8_wo")),
     "int8_wo, bfloat16": ("bfloat16", Quantization(method="int8_wo")),
     "int4_wo group 32, float32": ("float32", Quantization(method="int4_wo", group_size=32)),
@@ -42,7 +44,8 @@ def measure(model_dir: Path, world_size: int, base: Path) -> dict[str, dict[str,
         options = ConvertOptions(world_size=world_size, dtype=dtype, quantization=quantization)
         config = convert(model_dir, folder / "checkpoint", options)
         build(folder / "checkpoint", folder / "engine", BuildOptions())
-        with LLM(folder / "engine") as llm:
+        runtime = RuntimeOptions(kv_cache_dtype="int8" if "int8 KV" in name else "auto")
+        with LLM(folder / "engine", options=runtime) as llm:
             if not texts:
                 bos = (config.model.bos_token_id or 0,)
                 params = [

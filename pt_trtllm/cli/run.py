@@ -14,6 +14,7 @@ from pt_trtllm.cli.options import EXISTING_FILE, EXISTING_FOLDER, FILE, progress
 from pt_trtllm.cli.requests import parse_entry, parse_json, read_entries, text_or_file
 from pt_trtllm.engine.bundle import open_bundle
 from pt_trtllm.errors import ConfigError
+from pt_trtllm.network.kv_cache import KV_CACHE_DTYPES
 from pt_trtllm.runtime.llm import LLM, make_request
 from pt_trtllm.runtime.logprobs import TokenLogprobs
 from pt_trtllm.runtime.options import RuntimeOptions
@@ -63,6 +64,7 @@ from pt_trtllm.runtime.tokenizer import find_tokenizer
 @click.option("--context-logits", type=FILE, help="Write the logits of every prompt token here (safetensors).")
 @click.option("--max-tokens-in-paged-kv-cache", type=int, default=0, help="Size of the KV cache.  [default: by memory]")
 @click.option("--kv-cache-free-mem-fraction", type=float, default=0.5, show_default=True)
+@click.option("--kv-cache-dtype", type=click.Choice(KV_CACHE_DTYPES), default=KV_CACHE_DTYPES[0], show_default=True)
 @click.option("--scheduler-policy", type=click.Choice(POLICIES), default=POLICIES[0], show_default=True)
 @click.option("--no-block-reuse", is_flag=True, help="Compute common beginnings of prompts every time.")
 @click.option("--speculative", type=click.Choice(METHODS), help="Guess tokens ahead; the answers stay the same.")
@@ -76,7 +78,8 @@ def command(
     engine_dir: Path, prompts: tuple[str, ...], more_prompts: tuple[str, ...], input_ids: str | None,
     input_file: Path | None, tokenizer_dir: Path | None, output_json: Path | None, context_logits: Path | None,
     hostfile: Path | None, max_new_tokens: int, max_tokens_in_paged_kv_cache: int, kv_cache_free_mem_fraction: float,
-    scheduler_policy: str, no_block_reuse: bool, logit_bias: str | None, bad_words_ids: str | None,
+    kv_cache_dtype: str, scheduler_policy: str, no_block_reuse: bool, logit_bias: str | None,
+    bad_words_ids: str | None,
     speculative: str | None, max_draft_len: int, max_matching_ngram_size: int, draft_engine_dir: Path | None,
     draft_placement: str, draft_hostfile: Path | None, **sampling: Any,
 ) -> None:  # fmt: skip
@@ -95,6 +98,7 @@ def command(
         max_tokens_in_paged_kv_cache=max_tokens_in_paged_kv_cache,
         kv_cache_free_mem_fraction=kv_cache_free_mem_fraction,
         enable_block_reuse=not no_block_reuse,
+        kv_cache_dtype=kv_cache_dtype,
         scheduler_policy=scheduler_policy,
         speculative=None
         if speculative is None

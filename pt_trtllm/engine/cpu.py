@@ -21,7 +21,7 @@ from pt_trtllm.comm.base import Communicator
 from pt_trtllm.engine.bundle import EngineConfig, engine_file
 from pt_trtllm.errors import EngineError
 from pt_trtllm.network.decoder import pt_decoder
-from pt_trtllm.network.kv_cache import make_cache
+from pt_trtllm.network.kv_cache import KV_CACHE_DTYPES, cache_type, make_cache
 from pt_trtllm.network.logits import Logits, unpack
 from pt_trtllm.network.program.program import compile_program
 from pt_trtllm.network.rope import rope_tables
@@ -78,7 +78,14 @@ def _engine_name(spec: TensorSpec, part: str) -> str:
 class CpuEngine:
     """One rank's engine, opened: `forward` runs a step over this rank's share of the model."""
 
-    def __init__(self, folder: Path, config: EngineConfig, comm: Communicator, num_blocks: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: EngineConfig,
+        comm: Communicator,
+        num_blocks: int,
+        kv_cache_dtype: str = KV_CACHE_DTYPES[0],
+    ) -> None:
         self.config, self.comm = config, comm
         self.mapping = config.mapping.for_rank(comm.rank)
         checkpoint, limits = config.checkpoint, config.limits
@@ -90,7 +97,7 @@ class CpuEngine:
             num_blocks=num_blocks,
             num_slots=limits.max_batch_size,
             max_seq_len=limits.max_seq_len,
-            dtype=checkpoint.torch_dtype,
+            dtype=cache_type(kv_cache_dtype, checkpoint.torch_dtype),
         )
         self.program = compile_program(checkpoint.model, self.mapping, self.weights, self.cache, limits.max_num_tokens)
         """Few calls per step; None, or too small for a step of many tokens, leaves it to the PyTorch lowering."""
@@ -108,9 +115,11 @@ class CpuEngine:
         return unpack(gathered, batch, head_rows=self.weights.head_rows, vocab_size=self.weights.vocab_size)
 
 
-def open_engine(folder: Path, config: EngineConfig, comm: Communicator, num_blocks: int) -> CpuEngine:
+def open_engine(
+    folder: Path, config: EngineConfig, comm: Communicator, num_blocks: int, kv_cache_dtype: str = KV_CACHE_DTYPES[0]
+) -> CpuEngine:
     """Opens this rank's file, with a KV cache of `num_blocks` blocks."""
-    return CpuEngine(folder, config, comm, num_blocks)
+    return CpuEngine(folder, config, comm, num_blocks, kv_cache_dtype)
 
 
 def map_tensors(path: Path, config: EngineConfig, rank: int) -> dict[str, torch.Tensor]:

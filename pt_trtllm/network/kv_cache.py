@@ -8,11 +8,14 @@ import torch
 from torch.nn import functional
 
 from pt_trtllm.config import ModelConfig
+from pt_trtllm.errors import EngineError
 from pt_trtllm.mapping import Mapping
 from pt_trtllm.network.paged_kv import PagedKvCache, RaggedBatch
 from pt_trtllm.network.step import StepBatch
 
 BLOCK_TOKENS = 32
+KV_CACHE_DTYPES = ("auto", "int8")
+"""auto: the activations' type. int8: quantised per head and token, with a float32 scale each."""
 NATIVE_HEAD_MULTIPLE, NATIVE_HEAD_MAX = 16, 256
 
 
@@ -53,11 +56,28 @@ class BlockTables:
         return self._step_tables
 
 
+def cache_type(kv_cache_dtype: str, activations: torch.dtype) -> torch.dtype:
+    """What one of `KV_CACHE_DTYPES` stands for."""
+    return torch.int8 if kv_cache_dtype == "int8" else activations
+
+
+def block_bytes(config: ModelConfig, mapping: Mapping, dtype: torch.dtype) -> int:
+    """Keys and values of one block on one rank, over all layers and local tracks, scales included."""
+    heads = config.num_hidden_layers * mapping.tracks_per_rank * mapping.kv_heads_per_rank(config.num_kv_heads)
+    scale_bytes = torch.float32.itemsize if dtype == torch.int8 else 0
+    return 2 * heads * BLOCK_TOKENS * (config.head_dim * dtype.itemsize + scale_bytes)
+
+
 def make_cache(
     config: ModelConfig, mapping: Mapping, *, num_blocks: int, num_slots: int, max_seq_len: int, dtype: torch.dtype
 ) -> KvCache:
-    """The native cache, or for head sizes its kernels do not take the one in PyTorch."""
+    """The native cache, or for head sizes its kernels do not take the one in PyTorch. `dtype`: see `cache_type`."""
     native = config.head_dim % NATIVE_HEAD_MULTIPLE == 0 and config.head_dim <= NATIVE_HEAD_MAX
+    if dtype == torch.int8 and not native:
+        raise EngineError(
+            f"kv_cache_dtype is int8, which takes head sizes that are multiples of {NATIVE_HEAD_MULTIPLE} up to "
+            f"{NATIVE_HEAD_MAX}; this model's is {config.head_dim}: use auto"
+        )
     kind = NativeKvCache if native else TorchKvCache
     return kind(config, mapping, num_blocks=num_blocks, num_slots=num_slots, max_seq_len=max_seq_len, dtype=dtype)
 

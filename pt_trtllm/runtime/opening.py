@@ -31,7 +31,9 @@ def open_engine(
     settled = comm.broadcast(options.settled(config).to_bytes() if comm.rank == 0 else None)
     options = RuntimeOptions.from_bytes(settled)
     start = time.perf_counter()
-    engine: Engine = backend_module(config.backend).open_engine(engine_dir, config, comm, options.num_blocks(config))
+    engine: Engine = backend_module(config.backend).open_engine(
+        engine_dir, config, comm, options.num_blocks(config), options.kv_cache_dtype
+    )
     print(f"rank {comm.rank}: loaded {engine_dir} in {time.perf_counter() - start:.2f} s", flush=True)
     comm.barrier()  # loading takes each rank its own time
     return engine, options
