@@ -28,34 +28,36 @@ void prepare(const pt_linear_weight* weight, const void* x, int dtype, size_t ro
   }
 }
 
-// All rows against O outputs of one piece, in groups of at most kRows; only the first group fetches ahead.
-template <size_t O, size_t kRows, typename Tile>
-void multiply_rows(Tile& tile, const char* weights, uintptr_t ahead, size_t rows, size_t output, size_t begin,
+// R rows against all outputs of one piece: the rows stay in the first-level cache while the weights pass.
+template <size_t O, size_t R, typename Tile>
+void multiply_rows(Tile& tile, const char* weights, uintptr_t ahead, size_t row, size_t num_outputs, size_t begin,
                    size_t count) {
-  static_assert(kRows == 2 || kRows == 4);
-  size_t row = 0;
-  for (; row + kRows <= rows; row += kRows) {
-    tile.template multiply<O, kRows>(weights, row == 0 ? ahead : 0, output, row, begin, count);
+  const size_t pitch = Tile::row_bytes(tile.weight);
+  const auto ahead_of = [&](size_t output) { return ahead == 0 ? 0 : ahead + output * pitch; };
+  size_t output = 0;
+  for (; output + O <= num_outputs; output += O) {
+    tile.template multiply<O, R>(weights + output * pitch, ahead_of(output), output, row, begin, count);
   }
-  const uintptr_t rest_ahead = row == 0 ? ahead : 0;
-  if constexpr (kRows == 4) {
-    if (rows - row == 3) tile.template multiply<O, 3>(weights, rest_ahead, output, row, begin, count);
-    if (rows - row == 2) tile.template multiply<O, 2>(weights, rest_ahead, output, row, begin, count);
+  for (; output < num_outputs; ++output) {
+    tile.template multiply<1, R>(weights + output * pitch, ahead_of(output), output, row, begin, count);
   }
-  if (rows - row == 1) tile.template multiply<O, 1>(weights, rest_ahead, output, row, begin, count);
 }
 
+// All rows, in groups of at most kRows; only the first group fetches ahead.
 template <size_t O, size_t kRows, typename Tile>
 void multiply_piece(Tile& tile, const char* weights, uintptr_t ahead, size_t rows, size_t num_outputs, size_t begin,
                     size_t count) {
-  const size_t pitch = Tile::row_bytes(tile.weight);
-  size_t output = 0;
-  for (; output + O <= num_outputs; output += O) {
-    multiply_rows<O, kRows>(tile, weights + output * pitch, ahead + output * pitch, rows, output, begin, count);
+  static_assert(kRows == 2 || kRows == 4);
+  size_t row = 0;
+  for (; row + kRows <= rows; row += kRows) {
+    multiply_rows<O, kRows>(tile, weights, row == 0 ? ahead : 0, row, num_outputs, begin, count);
   }
-  for (; output < num_outputs; ++output) {
-    multiply_rows<1, kRows>(tile, weights + output * pitch, ahead + output * pitch, rows, output, begin, count);
+  const uintptr_t rest_ahead = row == 0 ? ahead : 0;
+  if constexpr (kRows == 4) {
+    if (rows - row == 3) multiply_rows<O, 3>(tile, weights, rest_ahead, row, num_outputs, begin, count);
+    if (rows - row == 2) multiply_rows<O, 2>(tile, weights, rest_ahead, row, num_outputs, begin, count);
   }
+  if (rows - row == 1) multiply_rows<O, 1>(tile, weights, rest_ahead, row, num_outputs, begin, count);
 }
 
 template <typename Tile>
