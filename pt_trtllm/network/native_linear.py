@@ -93,20 +93,6 @@ class NativeLinear:
                 _fail(self._library)
         return y
 
-    def swiglu(self, up: NativeLinear, x: torch.Tensor) -> torch.Tensor:
-        """silu(x @ self^T) * (x @ up^T) in one pass over both weights, in float32, rounded once."""
-        if up.num_tracks != self.num_tracks:
-            raise EngineError(f"linear: swiglu of {self.num_tracks} gate and {up.num_tracks} up tracks")
-        x, track_bytes, dtype = self._check_input(x)
-        y = x.new_empty((self.num_tracks, x.shape[1], self.out_features))
-        swiglu, rows, threads = self._library.pt_linear_swiglu, x.shape[1], torch.get_num_threads()
-        x_pointer, y_pointer, y_bytes = x.data_ptr(), y.data_ptr(), rows * self.out_features * x.itemsize
-        for track, (gate_weight, up_weight) in enumerate(zip(self.pointers, up.pointers, strict=True)):
-            at_x, at_y = x_pointer + track * track_bytes, y_pointer + track * y_bytes
-            if swiglu(gate_weight, up_weight, at_x, at_y, rows, dtype, threads):
-                _fail(self._library)
-        return y
-
     def dequantize(self, track: int, first: int, last: int, dtype: torch.dtype) -> torch.Tensor:
         """Weights of outputs first <= o < last as [last - first, in]: a GEMM's tile, the same numbers as here."""
         if dtype not in _DTYPES or not 0 <= first <= last <= self.out_features:

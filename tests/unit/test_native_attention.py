@@ -17,9 +17,10 @@ from torch.nn import functional
 
 from pt_trtllm.errors import EngineError
 from pt_trtllm.network import attention_library
-from pt_trtllm.network.native_norm import qk_norm_rope_, rms_norm, swiglu
+from pt_trtllm.network.native_norm import rms_norm, swiglu
 from pt_trtllm.network.paged_kv import PagedKvCache, RaggedBatch
 from pt_trtllm.network.rope import apply_rope
+from pt_trtllm.testing.kernels import qk_norm_rope_
 from pt_trtllm.testing.numeric import assert_close
 
 pytestmark = pytest.mark.unit
