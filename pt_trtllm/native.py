@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pt_trtllm
 from pt_trtllm.env import Variable
 from pt_trtllm.errors import PtError
+from pt_trtllm.trace import CallTimer
 
 Signatures = dict[str, tuple[Any, list[Any]]]
 """function -> (type of its result, types of its arguments)"""
@@ -32,6 +35,26 @@ def library_path(file_name: str, override: Variable, error: type[PtError]) -> Pa
     )
 
 
+_timing: tuple[CallTimer, str] | None = None
+
+
+def time_calls(timer: CallTimer, *, besides: str) -> None:
+    """Adds up the calls of all libraries that are loaded from now on, but for the one named."""
+    global _timing
+    _timing = timer, besides
+
+
+def _timed(function: Callable[..., Any], timer: CallTimer) -> Callable[..., Any]:
+    def call(*arguments: Any) -> Any:
+        start = time.perf_counter()
+        result = function(*arguments)
+        timer.seconds += time.perf_counter() - start
+        timer.calls += 1
+        return result
+
+    return call
+
+
 def load_library(path: Path, signatures: Signatures, version: tuple[str, int], error: type[PtError]) -> ctypes.CDLL:
     """Loads a library; refuses one of another version. `version`: the function that tells it, and what it must be."""
     try:
@@ -43,6 +66,8 @@ def load_library(path: Path, signatures: Signatures, version: tuple[str, int], e
         if function is None:
             raise error(f"{path} has no function {name}: it belongs to another version, build it again")
         function.restype, function.argtypes = result, arguments
+        if _timing is not None and path.name != _timing[1]:
+            setattr(library, name, _timed(function, _timing[0]))
     found = getattr(library, version[0])()
     if found != version[1]:
         raise error(f"{path} has ABI version {found}, expected {version[1]}: build it again")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -19,13 +19,18 @@ class CommStats:
 
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SYNC_KINDS, 0))
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SYNC_KINDS, 0.0))
+    on_span: Callable[[str, float, float], None] | None = None
+    """Told kind, start and end of each."""
 
     @contextmanager
     def measure(self, kind: SyncKind) -> Iterator[None]:
         start = time.perf_counter()
         yield
+        end = time.perf_counter()
         self.counts[kind] += 1
-        self.seconds[kind] += time.perf_counter() - start
+        self.seconds[kind] += end - start
+        if self.on_span is not None:
+            self.on_span(kind, start, end)
 
 
 class Communicator(Protocol):
@@ -50,6 +55,10 @@ class Communicator(Protocol):
 
     def broadcast(self, payload: bytes | None) -> bytes:
         """Rank 0's payload on every rank; waits without a time limit, asleep."""
+        ...
+
+    def collect(self, payload: bytes) -> list[bytes]:
+        """Every rank's payload on rank 0, nothing elsewhere: for the end of a world, not for steps."""
         ...
 
     def barrier(self) -> None: ...

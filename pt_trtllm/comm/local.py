@@ -28,6 +28,9 @@ class LocalCommunicator:
         assert payload is not None
         return payload
 
+    def collect(self, payload: bytes) -> list[bytes]:
+        return [payload]
+
     def barrier(self) -> None:
         return
 

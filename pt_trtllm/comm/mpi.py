@@ -79,6 +79,19 @@ class MpiCommunicator:
     def broadcast(self, payload: bytes | None) -> bytes:
         return self._everyone.broadcast(payload)
 
+    def collect(self, payload: bytes) -> list[bytes]:
+        import numpy as np
+
+        sizes = self._world.gather(len(payload), root=0)
+        mine = np.frombuffer(payload, dtype=np.uint8)
+        if sizes is None:
+            self._world.Gatherv(mine, None, root=0)
+            return []
+        whole = np.empty(sum(sizes), dtype=np.uint8)
+        self._world.Gatherv(mine, (whole, sizes), root=0)
+        ends = np.cumsum(sizes)
+        return [whole[end - size : end].tobytes() for size, end in zip(sizes, ends, strict=True)]
+
     def barrier(self) -> None:
         self._everyone.barrier(self._load_timeout_s)
 
