@@ -22,6 +22,7 @@ from pt_trtllm.runtime.request import Request, Sequence
 from pt_trtllm.runtime.scheduler import Scheduler, Step
 from pt_trtllm.runtime.speculative.proposer import Proposer
 from pt_trtllm.runtime.tokenizer import Tokenizer
+from pt_trtllm.trace import Tracer
 
 
 class Engine(Protocol):
@@ -60,6 +61,9 @@ class EngineStats:
     seconds_to_first_token: float = 0.0
     """From the first step's start."""
     seconds_in_forward: float = 0.0
+    seconds_in_broadcast: float = 0.0
+    seconds_in_service: float = 0.0
+    """Between steps: taking requests, sending tokens."""
     seconds_in_collectives: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
@@ -75,6 +79,7 @@ class EngineCore:
         options: RuntimeOptions,
         tokenizer: Tokenizer | None = None,
         proposer: Proposer | None = None,
+        trace: Tracer | None = None,
     ) -> None:
         """Stop strings, bad words and guides need the tokenizer; with a proposer, decoding is speculative."""
         self._proposer = proposer
@@ -85,6 +90,7 @@ class EngineCore:
         self._planned = sync_counts(sync_plan(engine.config.checkpoint.model, engine.config.mapping))
         self._guides = Guides(tokenizer, engine.config.checkpoint.model)
         self._num_sequences = 0
+        self.trace = trace or Tracer()
         self._stats = EngineStats(world_size=engine.comm.world_size, hosts=engine.comm.num_hosts, kv_blocks=num_blocks)
 
     def add(self, request: Request) -> Sequence:
@@ -107,21 +113,26 @@ class EngineCore:
     def step(self) -> list[Sequence]:
         """One pass; returns the sequences that got tokens, finished ones among them."""
         start = time.perf_counter()
+        self.trace.begin()
         if self._proposer is not None and (ready := self._scheduler.decoding()):
             self._proposer.propose(ready)
+            self.trace.lap("draft")
         step = self._scheduler.next_step()
         if step is None:
             return []
-        self._engine.comm.broadcast(encode(step.batch))
-        before = time.perf_counter()
+        message = encode(step.batch)
+        self.trace.lap("schedule")
+        self._engine.comm.broadcast(message)
+        self.trace.lap("broadcast")
         logits = self._engine.forward(step.batch)
+        self.trace.lap("forward", len(step.batch.token_ids))
         stats = self._stats
-        stats.seconds_in_forward += time.perf_counter() - before
         stats.forward_passes += 1
         advanced = self._take_tokens(step, logits)
         for sequence in self._scheduler.finish_step():
             if self._proposer is not None:
                 self._proposer.forget(sequence)
+        self.trace.lap("sample")
         stats.seconds += time.perf_counter() - start
         if advanced and not stats.seconds_to_first_token:
             stats.seconds_to_first_token = stats.seconds
@@ -134,6 +145,8 @@ class EngineCore:
         stats.kv_blocks_used = self._blocks.num_used
         stats.running, stats.waiting = self._scheduler.num_running, self._scheduler.num_waiting
         stats.seconds_in_collectives = sum(comm.seconds.values())
+        stats.seconds_in_forward, stats.seconds_in_broadcast = (self.trace.seconds[k] for k in ("forward", "broadcast"))
+        stats.seconds_in_service = self.trace.seconds["messages"] + self.trace.seconds["report"]
         passes = stats.forward_passes
         if comm.counts != {kind: count * passes for kind, count in self._planned.items()}:
             raise CommunicationError(
@@ -168,8 +181,11 @@ class EngineCore:
         return advanced
 
 
-def follow(engines: SequenceABC[Engine]) -> None:
+def follow(engines: SequenceABC[Engine], trace: Tracer | None = None) -> None:
     """Ranks above 0: run what rank 0 announces until it says stop. The first engine is the one that answers."""
+    trace = trace or Tracer()
     while (message := decode(engines[0].comm.broadcast(None))) is not None:
         number, batch = message
+        trace.lap("broadcast")
         engines[number].forward(batch)
+        trace.lap("forward", len(batch.token_ids))

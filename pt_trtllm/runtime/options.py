@@ -29,6 +29,8 @@ class RuntimeOptions:
     """Guess several tokens per pass; the answers stay the same."""
     guesses_ahead: int = 0
     """Above 0, this engine does not answer but guesses for another one, so many tokens ahead of it."""
+    trace_file: str = ""
+    """The last steps of every rank are written here when the engine is closed, in Chrome's trace format."""
 
     def __post_init__(self) -> None:
         problems = []

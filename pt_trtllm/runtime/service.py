@@ -30,6 +30,7 @@ class Service:
             advanced = self._core.step() if self._core.has_work() else []
             if advanced:
                 self._report(advanced)
+                self._core.trace.lap("report")
 
     def _listen(self) -> None:
         try:
@@ -43,6 +44,7 @@ class Service:
         """Handles what has arrived; sleeps while there is nothing to do at all. False: shut down."""
         while not self._inbox.empty() or not self._core.has_work():
             message = self._inbox.get()
+            self._core.trace.begin()
             if message["type"] == "shutdown":
                 return False
             if message["type"] == "submit":
@@ -52,6 +54,7 @@ class Service:
                 self._cancel(message["id"])
             elif message["type"] == "stats":
                 self._channel.send({"type": "stats", "stats": self._core.stats().to_json()})
+            self._core.trace.lap("messages")
         return True
 
     def _submit(self, request_id: int, request: Message) -> None:

@@ -16,7 +16,10 @@ from pathlib import Path
 
 import torch
 
-from pt_trtllm import env
+from pt_trtllm import env, native
+from pt_trtllm.checkpoint.artifact import replace_file
+from pt_trtllm.comm import track_fusion
+from pt_trtllm.comm.base import Communicator
 from pt_trtllm.engine.bundle import open_bundle
 from pt_trtllm.runtime.core import EngineCore, follow
 from pt_trtllm.runtime.launch import log_name, status_name
@@ -29,6 +32,7 @@ from pt_trtllm.runtime.speculative.draft_model import DraftModel
 from pt_trtllm.runtime.speculative.own_ranks import DraftService
 from pt_trtllm.runtime.speculative.set_up import open_proposer, together
 from pt_trtllm.runtime.tokenizer import find_tokenizer
+from pt_trtllm.trace import MAX_SPANS, CallTimer, Tracer, chrome_trace, spans_from_bytes
 
 
 def share_cores(local_rank: int, local_size: int) -> None:
@@ -45,7 +49,12 @@ def serve(
 ) -> None:
     """One rank's whole life. Rank 0 talks to the client, the others follow it."""
     config, _ = open_bundle(engine_dir)
+    trace = Tracer()
+    if options.trace_file:
+        native.time_calls(kernels := CallTimer(), besides=track_fusion.LIBRARY_NAME)
+        trace = Tracer(MAX_SPANS, kernels)
     comm = connect(config.mapping)
+    comm.stats.on_span = trace.add if options.trace_file else None
     try:
         engine, options = open_engine(engine_dir, config, comm, options)
         proposer, others = open_proposer(engine, options)
@@ -57,16 +66,25 @@ def serve(
                     DraftService(model, Channel(connection), options.guesses_ahead).run()
                     comm.broadcast(STOP)
                 else:
-                    core = EngineCore(engine, options, find_tokenizer(engine_dir, tokenizer_dir), proposer)
+                    core = EngineCore(engine, options, find_tokenizer(engine_dir, tokenizer_dir), proposer, trace)
                     Service(core, Channel(connection), world_dir).run()
                     core.stop()
         else:
-            follow([engine, *others])
+            follow([engine, *others], trace)
+        if options.trace_file:
+            _write_trace(comm, trace, Path(options.trace_file))
         comm.barrier()  # nobody tears down what another still reads
     except BaseException as error:
         comm.abort(f"rank {comm.rank} failed: {type(error).__name__}: {error}")
         raise
     comm.close()
+
+
+def _write_trace(comm: Communicator, trace: Tracer, target: Path) -> None:
+    ranks = [spans_from_bytes(part) for part in comm.collect(trace.to_bytes())]
+    if ranks:
+        with replace_file(target) as path:
+            path.write_text(json.dumps(chrome_trace({"": {f"rank {rank}": spans for rank, spans in enumerate(ranks)}})))
 
 
 def main() -> None:
