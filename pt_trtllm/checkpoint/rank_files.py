@@ -121,6 +121,17 @@ def declare(config: CheckpointConfig, mapping: Mapping) -> list[DeclaredTensor]:
     return declared
 
 
+def part_shapes(
+    spec: TensorSpec, config: CheckpointConfig, mapping: Mapping
+) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Type and shape of all parts of a logical tensor by suffix, with a leading axis of local tracks."""
+    tracks = (mapping.tracks_per_rank,) if spec.per_track else ()
+    return {
+        part.suffix or "weight": (part.dtype, (*tracks, *rank_shape(spec, part, mapping)))
+        for part in stored_parts(spec, config.torch_dtype, config.quantization)
+    }
+
+
 class RankReader:
     """A converted checkpoint opened for one rank: digest, names, shapes and types checked before the first tensor."""
 
@@ -154,11 +165,7 @@ class RankReader:
 
     def shapes(self, spec: TensorSpec) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         """Types and shapes of what `read` returns."""
-        tracks = (self.mapping.tracks_per_rank,) if spec.per_track else ()
-        return {
-            part.suffix or "weight": (part.dtype, (*tracks, *rank_shape(spec, part, self.mapping)))
-            for part in stored_parts(spec, self.config.torch_dtype, self.config.quantization)
-        }
+        return part_shapes(spec, self.config, self.mapping)
 
     def close(self) -> None:
         self._reader.close()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -40,20 +40,38 @@ def build_ranks(
     folder: Path,
     progress: Callable[[int, int], None],
 ) -> None:
-    specs = [spec for spec in rank_specs(config.checkpoint) if not _is_view_of_embedding(spec, config)]
-    total, done = len(specs) * config.checkpoint.world_size, 0
-    for rank in range(config.checkpoint.world_size):
+    num_ranks = config.checkpoint.world_size
+    for rank in range(num_ranks):
         reader = RankReader(checkpoint_dir, config.checkpoint, manifest, rank)
-        metadata = {"format": FORMAT, "plan": json.dumps(_plan(config, rank))}
-        declared = [tensor for spec in specs for tensor in _declare(spec, reader)]
-        with SafetensorsWriter(folder / engine_file(rank), declared, metadata) as writer:
-            for spec in specs:
-                progress(done, total)
-                for part, values in reader.read(spec).items():
-                    writer.write(_engine_name(spec, part), values)
-                done += 1
+
+        def tick(done: int, total: int, rank: int = rank) -> None:
+            progress(rank * total + done, num_ranks * total)
+
+        write_rank(folder, config, rank, reader, tick)
         reader.close()
-    progress(total, total)
+
+
+class RankSource(Protocol):
+    """One rank's tensors, by suffix of their parts, with a leading axis of local tracks."""
+
+    def shapes(self, spec: TensorSpec) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]: ...
+
+    def read(self, spec: TensorSpec) -> dict[str, torch.Tensor]: ...
+
+
+def write_rank(
+    folder: Path, config: EngineConfig, rank: int, source: RankSource, progress: Callable[[int, int], None]
+) -> None:
+    """Writes one rank's engine file."""
+    specs = [spec for spec in rank_specs(config.checkpoint) if not _is_view_of_embedding(spec, config)]
+    metadata = {"format": FORMAT, "plan": json.dumps(_plan(config, rank))}
+    declared = [tensor for spec in specs for tensor in _declare(spec, source)]
+    with SafetensorsWriter(folder / engine_file(rank), declared, metadata) as writer:
+        for done, spec in enumerate(specs):
+            progress(done, len(specs))
+            for part, values in source.read(spec).items():
+                writer.write(_engine_name(spec, part), values)
+    progress(len(specs), len(specs))
 
 
 def _plan(config: EngineConfig, rank: int) -> dict[str, Any]:
@@ -64,9 +82,9 @@ def _is_view_of_embedding(spec: TensorSpec, config: EngineConfig) -> bool:
     return spec.name == OUTPUT_PROJECTION and config.checkpoint.model.tie_word_embeddings
 
 
-def _declare(spec: TensorSpec, reader: RankReader) -> list[DeclaredTensor]:
+def _declare(spec: TensorSpec, source: RankSource) -> list[DeclaredTensor]:
     return [
-        DeclaredTensor(_engine_name(spec, part), dtype, shape) for part, (dtype, shape) in reader.shapes(spec).items()
+        DeclaredTensor(_engine_name(spec, part), dtype, shape) for part, (dtype, shape) in source.shapes(spec).items()
     ]
 
 
