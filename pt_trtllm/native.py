@@ -44,7 +44,9 @@ def time_calls(timer: CallTimer, *, besides: str) -> None:
     _timing = timer, besides
 
 
-def _timed(function: Callable[..., Any], timer: CallTimer) -> Callable[..., Any]:
+def timed(function: Callable[..., Any], timer: CallTimer) -> Callable[..., Any]:
+    """The same function; its time is added up."""
+
     def call(*arguments: Any) -> Any:
         start = time.perf_counter()
         result = function(*arguments)
@@ -67,7 +69,7 @@ def load_library(path: Path, signatures: Signatures, version: tuple[str, int], e
             raise error(f"{path} has no function {name}: it belongs to another version, build it again")
         function.restype, function.argtypes = result, arguments
         if _timing is not None and path.name != _timing[1]:
-            setattr(library, name, _timed(function, _timing[0]))
+            setattr(library, name, timed(function, _timing[0]))
     found = getattr(library, version[0])()
     if found != version[1]:
         raise error(f"{path} has ABI version {found}, expected {version[1]}: build it again")

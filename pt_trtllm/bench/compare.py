@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import json
 import os
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,12 +16,15 @@ from pt_trtllm.bench.machine import READ_BYTES, ReadBandwidth, hardware, version
 from pt_trtllm.bench.measure import Subject
 from pt_trtllm.bench.numbers import Spread
 from pt_trtllm.bench.report import DecodeBandwidth, EngineReport, Report
+from pt_trtllm.bench.steps import decode_steps, empty_call_s, step_times, timeline
 from pt_trtllm.bench.table import with_ratios
-from pt_trtllm.bench.traffic import kv_bytes_per_step, num_parameters, weight_bytes_per_step
+from pt_trtllm.bench.traffic import kv_bytes_per_step, layer_flop_per_token, num_parameters, weight_bytes_per_step
 from pt_trtllm.bench.workload import Deadline, TimeUp, Workload
+from pt_trtllm.checkpoint.artifact import replace_file
 from pt_trtllm.engine.bundle import engine_file, open_bundle
 from pt_trtllm.errors import ConfigError
 from pt_trtllm.mapping import sync_counts, sync_plan
+from pt_trtllm.trace import Span, chrome_trace, spans_of
 
 Progress = Callable[[int, int], None]
 
@@ -32,10 +37,12 @@ def compare(
     *,
     read_bytes: int = READ_BYTES,
     progress: Progress = lambda done, total: None,
+    trace_file: Path | None = None,
 ) -> Report:
     """Measures (name, engine folder) pairs until every repeat is done or the time is up.
 
-    Raises when the time was up before every engine was measured once.
+    Raises when the time was up before every engine was measured once. With `trace_file` (Chrome's trace format),
+    every engine is then run once more to record its steps: what was measured before was not slowed by it.
     """
     configs = [open_bundle(folder)[0] for _, folder in engines]
     workload.check([config.limits for config in configs])
@@ -69,6 +76,11 @@ def compare(
                 ) from None
         progress(workload.repeats, workload.repeats)
         reports = [_engine_report(subject, reading, done) for subject in subjects]
+    if trace_file is not None and complete:
+        try:
+            reports = _with_steps(reports, _traced(engines, workload, deadline, trace_file), workload)
+        except TimeUp:
+            complete = False
     report = Report(
         command=command,
         date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M"),
@@ -82,6 +94,41 @@ def compare(
         engines=tuple(reports),
     )
     return with_ratios(report)
+
+
+def _traced(
+    engines: Sequence[tuple[str, Path]], workload: Workload, deadline: Deadline, trace_file: Path
+) -> dict[str, dict[str, list[Span]]]:
+    """Engine -> rank -> spans of decoding, from worlds of their own; all of it in one file as well."""
+    spans = {}
+    with tempfile.TemporaryDirectory(prefix="pt-bench-trace-") as folder:
+        for index, (name, engine_dir) in enumerate(engines):
+            own = Path(folder) / f"{index}.json"
+            with Subject(name, engine_dir, workload, deadline) as subject:
+                subject.start(workload.cache_tokens(open_bundle(engine_dir)[0].limits), own)
+                subject.decode()
+            spans[name] = spans_of(json.loads(own.read_text()))
+    with replace_file(trace_file) as path:
+        path.write_text(json.dumps(chrome_trace(spans)))
+    return spans
+
+
+def _with_steps(
+    reports: Sequence[EngineReport], traces: dict[str, dict[str, list[Span]]], workload: Workload
+) -> list[EngineReport]:
+    call_s, found = empty_call_s(), []
+    for report in reports:
+        ranks = traces[report.name]
+        first = next(iter(ranks.values()))
+        times = {str(batch): step_times(decode_steps(first, batch), call_s) for batch in workload.batch_sizes}
+        found.append(
+            dataclasses.replace(
+                report,
+                decode_steps={batch: steps for batch, steps in times.items() if steps is not None},
+                timeline=timeline(ranks, workload.batch_sizes[0]),
+            )
+        )
+    return found
 
 
 def _engine_report(subject: Subject, reading: dict[int, list[float]], repeats: int) -> EngineReport:
@@ -102,6 +149,14 @@ def _engine_report(subject: Subject, reading: dict[int, list[float]], repeats: i
         dtype=checkpoint.dtype,
         quantization=checkpoint.quantization.method,
         parameters=num_parameters(checkpoint.model),
+        prefill_tflop_per_s={
+            length: int(length) * layer_flop_per_token(checkpoint.model) / spread.median * 1e3 / 1e12
+            for length, spread in _under("ttft/", spreads).items()
+        },
+        decode_tokens_per_s={batch: int(batch) / spread.median * 1e3 for batch, spread in tpot.items()},
+        own_work_us={name: phase.own_work_us for name, phase in subject.phases.items()},
+        decode_steps={},
+        timeline={},
         engine_bytes=sum((subject.engine_dir / engine_file(r)).stat().st_size for r in range(mapping.world_size)),
         load_s=subject.load_s,
         ttft_ms=_under("ttft/", spreads),

@@ -9,13 +9,17 @@ from typing import Any
 
 from pt_trtllm.bench.report import Report
 from pt_trtllm.bench.table import Row, cell, engine_line, machine_line, rows, summary_line
+from pt_trtllm.bench.timeline import STYLE as TIMELINE_STYLE
+from pt_trtllm.bench.timeline import timelines
 from pt_trtllm.checkpoint.artifact import replace_file
 
 CHARTS = (
     ("Time to the first token, ms", "ttft_ms/"),
     ("Time per token, ms", "tpot_ms/"),
+    ("Throughput while decoding, tokens/s", "decode_tokens_per_s/"),
     ("Throughput of the request mix, tokens/s", "tokens_per_s"),
     ("Syncs of layers per pass", "layer_syncs"),
+    ("Where decode steps spend their time, %", "step/"),
     ("Reads while decoding, GB/s", "decode_gb_per_s/"),
 )
 NUM_COLORS = 6
@@ -62,6 +66,7 @@ def render(report: Report) -> str:
         if chosen:
             parts += [f"<h2>{escape(title)}</h2>", _chart(title, chosen, names)]
     parts += [
+        timelines(report.engines),
         "<h2>Collectives: counted and planned</h2>",
         _table(
             ["engine", "counted per pass", "planned per pass"],
@@ -91,9 +96,8 @@ def render(report: Report) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>pt-trtllm bench: {escape(', '.join(names))}</title><style>{STYLE}</style></head>\n<body>"
-        + "\n".join(parts)
-        + "</body></html>\n"
+        f"<title>pt-trtllm bench: {escape(', '.join(names))}</title><style>{STYLE}{TIMELINE_STYLE}</style></head>\n"
+        "<body>" + "\n".join(parts) + "</body></html>\n"
     )
 
 

@@ -17,9 +17,6 @@ from pt_trtllm.runtime.llm import LLM
 from pt_trtllm.runtime.options import RuntimeOptions
 from pt_trtllm.runtime.sampling import SamplingParams
 
-FIRST_TOKENS_PER_REPEAT = 3
-"""Requests per prompt length and repeat; each repeat counts with its median."""
-
 
 @dataclass(frozen=True)
 class Timeline:
@@ -59,8 +56,17 @@ class PhaseTime:
     """What the engine counted during all repeats of one phase, on rank 0."""
 
     forward_passes: int = 0
+    seconds: float = 0.0
     seconds_in_forward: float = 0.0
+    seconds_in_broadcast: float = 0.0
+    seconds_in_service: float = 0.0
     seconds_in_collectives: float = 0.0
+
+    @property
+    def own_work_us(self) -> float:
+        """Rank 0's own work per pass: while it schedules, samples and reports, the others wait."""
+        outside = self.seconds - self.seconds_in_forward - self.seconds_in_broadcast + self.seconds_in_service
+        return outside / max(1, self.forward_passes) * 1e6
 
 
 class Subject:
@@ -73,9 +79,11 @@ class Subject:
         self.phases: dict[str, PhaseTime] = {}
         self._llm: LLM | None = None
 
-    def start(self, cache_tokens: int) -> None:
+    def start(self, cache_tokens: int, trace_file: Path | None = None) -> None:
         """Launches the ranks; common beginnings are computed every time, so that repeats repeat."""
-        options = RuntimeOptions(max_tokens_in_paged_kv_cache=cache_tokens, enable_block_reuse=False)
+        options = RuntimeOptions(
+            max_tokens_in_paged_kv_cache=cache_tokens, enable_block_reuse=False, trace_file=str(trace_file or "")
+        )
         begin = time.perf_counter()
         with self._deadline.enforced():
             self._llm = LLM(self.engine_dir, options=options)
@@ -95,7 +103,7 @@ class Subject:
         """Measures every phase once; raises TimeUp between or within phases."""
         load = self.workload
         for length in load.prompt_lengths:
-            prompts = [self._prompt(length, index, i) for i in range(FIRST_TOKENS_PER_REPEAT)]
+            prompts = [self._prompt(length, index, i) for i in range(load.first_tokens)]
             firsts = [
                 timeline.to_first_token for prompt in prompts for timeline in self._phase("prefill", [(prompt, 1)])
             ]
@@ -104,6 +112,8 @@ class Subject:
             prompts = [self._prompt(load.decode_prompt_len, index, i) for i in range(batch)]
             gaps = token_gaps(self._phase(f"decode/{batch}", [(prompt, load.output_len) for prompt in prompts]))
             self._record(f"tpot/{batch}", gaps, sum(gaps) / len(gaps))
+        if not load.num_requests:
+            return
         requests = [(self._prompt(length, index, "mix", i), answer) for i, (length, answer) in enumerate(load.mix())]
         timelines = self._phase("mix", requests)
         seconds = max(t.arrivals[-1] for t in timelines) - min(t.sent for t in timelines)
@@ -115,6 +125,13 @@ class Subject:
             ("mix_latency", [t.latency for t in timelines]),
         ):
             self._record(key, values, percentile(values, 50))
+
+    def decode(self) -> None:
+        """Every batch size once, not recorded."""
+        load = self.workload
+        for batch in load.batch_sizes:
+            prompts = [self._prompt(load.decode_prompt_len, 0, i) for i in range(batch)]
+            self._ask([(prompt, load.output_len) for prompt in prompts])
 
     def stats(self) -> dict[str, Any]:
         """What the engine itself counted since it started."""

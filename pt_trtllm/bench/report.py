@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pt_trtllm.bench.numbers import Spread
+from pt_trtllm.bench.steps import Bar, StepTimes
 from pt_trtllm.checkpoint.artifact import replace_file
 
 
@@ -42,6 +43,10 @@ class EngineReport:
     load_s: float
     ttft_ms: dict[str, Spread]
     tpot_ms: dict[str, Spread]
+    prefill_tflop_per_s: dict[str, float]
+    """Matrix products of the layers (not attention's own) over the median time to the first token."""
+    decode_tokens_per_s: dict[str, float]
+    """Batch size over the median time per token."""
     tokens_per_s: Spread | None
     """Generated tokens of the mix."""
     requests_per_s: Spread | None
@@ -54,6 +59,12 @@ class EngineReport:
     """L/D fusions, or 2L all-reduces; one gather of logits."""
     collective_share: dict[str, float]
     """Of the time of forward passes, on rank 0, waiting included. Decoding begins with its prompts."""
+    own_work_us: dict[str, float]
+    """Of rank 0 per pass: outside forward pass and broadcast."""
+    decode_steps: dict[str, StepTimes]
+    """From a second, traced run; empty without one."""
+    timeline: dict[str, tuple[Bar, ...]]
+    """Rank -> a few decode steps of batch 1, of the traced run."""
     peak_rss_mb: list[float]
     """Per rank of this host; mapped weights count."""
     decode_bandwidth: dict[str, DecodeBandwidth]

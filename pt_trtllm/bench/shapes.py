@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from pt_trtllm.checkpoint.convert import ConvertOptions, convert
+from pt_trtllm.bench.random_engine import write_random_engine
 from pt_trtllm.checkpoint.quantize import Quantization
+from pt_trtllm.checkpoint.rank_files import CheckpointConfig
 from pt_trtllm.config import ModelConfig, problems_to_error
-from pt_trtllm.engine.build import BuildOptions, build
-from pt_trtllm.engine.bundle import BuildLimits
-from pt_trtllm.testing.big_checkpoint import write_big_checkpoint
+from pt_trtllm.engine.bundle import BuildLimits, EngineConfig
 
 Progress = Callable[[int, int], None]
 
@@ -60,58 +58,75 @@ SHAPES = {
         vocab_size=256, num_layers=8, hidden_size=64, num_heads=8, num_kv_heads=8, head_dim=16, intermediate_size=128
     ),
     "small": Shape(
-        vocab_size=8192, num_layers=8, hidden_size=512, num_heads=8, num_kv_heads=8, head_dim=64, intermediate_size=2048
+        vocab_size=6144, num_layers=8, hidden_size=512, num_heads=8, num_kv_heads=8, head_dim=64, intermediate_size=1280
     ),
     "large": Shape(
-        vocab_size=32768, num_layers=16, hidden_size=2048, num_heads=16, num_kv_heads=8, head_dim=128,
-        intermediate_size=8192,
+        vocab_size=32000, num_layers=16, hidden_size=2048, num_heads=16, num_kv_heads=8, head_dim=128,
+        intermediate_size=5632,
     ),
 }  # fmt: skip
-"""tiny tries the benchmark out; small is 38 million parameters, large about 1.1 billion."""
+"""tiny tries the benchmark out; small is 27 million parameters, large 0.82 billion. As one track: a Llama."""
+
+MODELS = ("pt", "tp", "one")
+"""Parallel tracks; one track over all ranks; one track on a single rank with all cores."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeOptions:
     shape: Shape
+    models: tuple[str, ...] = ("pt", "tp")
     world_size: int = 2
     """Ranks, and tracks of the PT models."""
     sync_intervals: tuple[int, ...] = (4,)
     dtype: str = "bfloat16"
-    quantization: Quantization = field(default_factory=Quantization)
+    quantizations: tuple[Quantization, ...] = (Quantization(),)
 
     def __post_init__(self) -> None:
-        if self.world_size < 2:
+        unknown = [model for model in self.models if model not in MODELS]
+        if unknown or not self.models:
+            problems_to_error("shape", [f"models are {list(self.models)}, expected some of {list(MODELS)}"])
+        if self.world_size < 2 and self.models != ("one",):
             problems_to_error("shape", [f"world_size is {self.world_size}, expected at least 2: one rank never meets"])
 
-    def models(self) -> dict[str, ModelConfig]:
-        """PT models, one per sync interval, then the tensor-parallel one."""
-        pt = {f"PT D={d}": self.shape.config(self.world_size, d) for d in self.sync_intervals}
-        return {**pt, "TP": self.shape.config(1, None)}
+    def checkpoints(self) -> dict[str, CheckpointConfig]:
+        """By name: for every quantization the PT models, one per sync interval, then those of one track."""
+        parts = {f"PT D={d}": (self.shape.config(self.world_size, d), self.world_size) for d in self.sync_intervals}
+        found = parts if "pt" in self.models else {}
+        for key, name, ranks in (("tp", "TP", self.world_size), ("one", "1 rank", 1)):
+            if key in self.models:
+                found[name] = self.shape.config(1, None), ranks
+        return {
+            self._name(name, quantization): CheckpointConfig(
+                model=model, world_size=ranks, dtype=self.dtype, quantization=quantization
+            )
+            for quantization in self.quantizations
+            for name, (model, ranks) in found.items()
+        }
+
+    def _name(self, model: str, quantization: Quantization) -> str:
+        if len(self.quantizations) == 1:
+            return model
+        return f"{model} {self.dtype if quantization.method == 'none' else quantization.method}"
 
 
 def make_engines(
     options: ShapeOptions, limits: BuildLimits, folder: Path, progress: Progress = lambda done, total: None
 ) -> Sequence[tuple[str, Path]]:
-    """(name, engine folder) of every model; checkpoints are gone again when it returns.
+    """(name, engine folder) of every model.
 
     `progress` is called between tensors; what it raises ends the work, and nothing unfinished stays.
     """
-    models = options.models()
+    checkpoints = options.checkpoints()
     engines = []
-    for index, (name, model) in enumerate(models.items()):
-        work, engine = folder / f"work{index}", folder / f"engine{index}"
+    for index, (name, checkpoint) in enumerate(checkpoints.items()):
 
         def tick(done: int, total: int, index: int = index) -> None:
-            progress(index, len(models))
+            progress(index, len(checkpoints))
 
-        tick(0, 1)
-        write_big_checkpoint(work / "source", 0, model)
-        converting = ConvertOptions(
-            world_size=options.world_size, dtype=options.dtype, quantization=options.quantization
+        limits = limits.resolve(checkpoint.model.max_position_embeddings)
+        write_random_engine(
+            folder / f"engine{index}", EngineConfig(backend="cpu", checkpoint=checkpoint, limits=limits), tick
         )
-        convert(work / "source", work / "checkpoint", converting, tick)
-        build(work / "checkpoint", engine, BuildOptions(limits=limits), tick)
-        shutil.rmtree(work)
-        engines.append((name, engine))
+        engines.append((name, folder / f"engine{index}"))
     progress(1, 1)
     return engines

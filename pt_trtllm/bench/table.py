@@ -31,6 +31,8 @@ def rows(engines: Sequence[EngineReport]) -> list[Row]:
     table.add("load_s", "load, s", lambda e: e.load_s)
     table.add_spreads("ttft_ms", "first token, prompt of {}, ms", lambda e: e.ttft_ms)
     table.add_spreads("tpot_ms", "per token, batch {}, ms", lambda e: e.tpot_ms)
+    table.add_each("decode_tokens_per_s", "decode, batch {}, tokens/s", lambda e: e.decode_tokens_per_s, decimals=1)
+    table.add_each("prefill_tflop_per_s", "prompt of {}, TFLOP/s", lambda e: e.prefill_tflop_per_s, decimals=3)
     table.add_spread("tokens_per_s", "request mix, tokens/s", lambda e: e.tokens_per_s)
     table.add_spread("requests_per_s", "request mix, requests/s", lambda e: e.requests_per_s)
     table.add_spread("mix_ttft_ms", "request mix, first token, ms", lambda e: e.mix_ttft_ms)
@@ -50,6 +52,23 @@ def rows(engines: Sequence[EngineReport]) -> list[Row]:
         lambda e: {key.replace("/", " batch "): 100 * share for key, share in e.collective_share.items()},
         decimals=1,
     )
+    table.add_each(
+        "own_work_us",
+        "rank 0's own work per pass, {}, us",
+        lambda e: {key.replace("/", " batch "): value for key, value in e.own_work_us.items()},
+        decimals=0,
+    )
+    for name, label in (
+        ("kernel_share", "native kernels"),
+        ("collective_share", "collectives and broadcast"),
+        ("other_share", "all else"),
+    ):
+        table.add_each(
+            f"step/{name}",
+            f"decode step, batch {{}}: {label}, %",
+            lambda e, name=name: {batch: 100 * getattr(times, name) for batch, times in e.decode_steps.items()},  # type: ignore[misc]
+            decimals=1,
+        )
     table.add("peak_rss_mb", "peak memory, largest rank, MB", lambda e: max(e.peak_rss_mb, default=None), decimals=0)
     table.add_each(
         "decode_gb_per_s",
@@ -114,8 +133,8 @@ class _Rows:
 
 
 def percentiles(spread: Spread | None) -> str:
-    """Nothing where each repeat is one sample: there are too few for percentiles."""
-    if spread is None or spread.num_samples <= spread.num_repeats:
+    """Nothing of a single sample."""
+    if spread is None or spread.num_samples < 2:
         return ""
     return f"{spread.p50:.2f} / {spread.p90:.2f} / {spread.p99:.2f}"
 

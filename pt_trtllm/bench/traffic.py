@@ -17,6 +17,16 @@ def num_parameters(model: ModelConfig) -> int:
     return sum(spec.rows * spec.columns * (model.num_tracks if spec.per_track else 1) for spec in specs)
 
 
+def layer_flop_per_token(model: ModelConfig) -> int:
+    """Of the matrix products of all layers; of experts, of those that a token chooses."""
+    total = 0.0
+    for spec in model_tensors(model, separate_head=False):
+        if spec.name != EMBEDDING and len(spec.shape) > 1:
+            chosen = model.num_experts_per_tok / model.num_experts if len(spec.shape) == 3 and model.num_experts else 1
+            total += 2 * spec.rows * spec.columns * (model.num_tracks if spec.per_track else 1) * chosen
+    return round(total)
+
+
 def weight_bytes_per_step(engine_dir: Path, config: EngineConfig, batch: int) -> int:
     """Bytes of weights that all ranks together read in a step of `batch` tokens.
 

@@ -31,12 +31,15 @@ class Workload:
     output_len: int = 32
     """Tokens of every decoding request."""
     num_requests: int = 16
-    """Requests of the mix: all arrive at once, prompts and answers of different lengths."""
+    """Requests of the mix: all arrive at once, prompts and answers of different lengths. 0 leaves the mix out."""
+    first_tokens: int = 3
+    """Requests per prompt length and repeat; each repeat counts with its median."""
     repeats: int = 5
     seed: int = 0
 
     def __post_init__(self) -> None:
-        least = {"batch_size": 1, "decode_prompt_len": 1, "output_len": 2, "num_requests": 1, "repeats": 1, "seed": 0}
+        least = {"batch_size": 1, "decode_prompt_len": 1, "output_len": 2, "first_tokens": 1, "repeats": 1}
+        least |= {"num_requests": 0, "seed": 0}
         problems = [
             f"{name} is {getattr(self, name)}, expected at least {low}"
             for name, low in least.items()
@@ -106,9 +109,20 @@ class Workload:
         ]
 
 
-def fitting(limits: Sequence[BuildLimits], prompt_lengths: tuple[int, ...] | None, **given: Any) -> Workload:
+SHORT = Workload(
+    prompt_lengths=(128, 512), decode_prompt_len=16, output_len=16, num_requests=0, repeats=3, first_tokens=1
+)
+"""For models whose every token takes a tenth of a second."""
+
+
+def fitting(
+    limits: Sequence[BuildLimits],
+    prompt_lengths: tuple[int, ...] | None,
+    defaults: Workload | None = None,
+    **given: Any,
+) -> Workload:
     """The workload that was asked for; what was left open (None) is made to fit the smallest of the engines."""
-    defaults = Workload()
+    defaults = defaults or Workload()
     chosen = {name: value for name, value in given.items() if value is not None}
     if limits:
         seq_len, input_len = min(x.max_seq_len for x in limits), min(x.max_input_len for x in limits)
@@ -117,7 +131,8 @@ def fitting(limits: Sequence[BuildLimits], prompt_lengths: tuple[int, ...] | Non
         room = min(input_len, seq_len - chosen["output_len"])
         prompt_lengths = prompt_lengths or tuple(x for x in PROMPT_LENGTHS if x <= room) or (max(1, room),)
         chosen.setdefault("decode_prompt_len", max(1, min(defaults.decode_prompt_len, room)))
-    workload = Workload(prompt_lengths=tuple(sorted(set(prompt_lengths or PROMPT_LENGTHS))), **chosen)
+    lengths = tuple(sorted(set(prompt_lengths or defaults.prompt_lengths)))
+    workload = dataclasses.replace(defaults, prompt_lengths=lengths, **chosen)
     if limits:
         workload.check(limits)
     return workload

@@ -15,9 +15,10 @@ import click
 
 from pt_trtllm.bench.compare import compare
 from pt_trtllm.bench.html import write_html
-from pt_trtllm.bench.shapes import SHAPES, ShapeOptions, make_engines
+from pt_trtllm.bench.shapes import MODELS, SHAPES, ShapeOptions, make_engines
 from pt_trtllm.bench.table import text_table
-from pt_trtllm.bench.workload import PROMPT_LENGTHS, Deadline, TimeUp, Workload, fitting
+from pt_trtllm.bench.workload import PROMPT_LENGTHS, SHORT, Deadline, TimeUp, Workload, fitting
+from pt_trtllm.checkpoint.artifact import check_writable
 from pt_trtllm.checkpoint.quantize import GROUP_SIZES, METHODS, Quantization
 from pt_trtllm.cli.options import EXISTING_FOLDER, FILE, progress_bar
 from pt_trtllm.config import DTYPES
@@ -25,17 +26,19 @@ from pt_trtllm.engine.bundle import open_bundle
 from pt_trtllm.errors import ConfigError
 
 DEFAULTS = Workload()
-SHAPE_ONLY = ("world_size", "sync_intervals", "dtype", "quantization", "group_size")
+SHAPE_ONLY = ("models", "world_size", "sync_intervals", "dtype", "quantization", "group_size")
+SHORT_SHAPES = ("large",)
 
 
 @click.command("bench")
 @click.option("--engine-dir", "engine_dirs", multiple=True, type=EXISTING_FOLDER, help="Engine; several may follow.")
 @click.argument("more_engine_dirs", nargs=-1, type=EXISTING_FOLDER, metavar="[DIR]...")
 @click.option("--shape", type=click.Choice([*SHAPES]), help="Instead: PT and tensor-parallel engines of equal size.")
+@click.option("--models", help=f"Of --shape: {', '.join(MODELS)} (one rank), or some of them.  [default: pt,tp]")
 @click.option("--world-size", type=int, help="Of --shape: ranks, and tracks.  [default: 2]")
 @click.option("--sync-interval", "sync_intervals", type=int, multiple=True, help="Of --shape: D.  [default: 4]")
 @click.option("--dtype", type=click.Choice(DTYPES), help="Of --shape.  [default: bfloat16]")
-@click.option("--quantization", type=click.Choice(METHODS), help="Of --shape.  [default: none]")
+@click.option("--quantization", help=f"Of --shape: {', '.join(METHODS)}, or several.  [default: none]")
 @click.option("--group-size", type=click.Choice([str(s) for s in GROUP_SIZES]), help="Of int4_wo.  [default: 128]")
 @click.option(
     "--prompt-len", "prompt_lengths", type=int, multiple=True,
@@ -43,16 +46,18 @@ SHAPE_ONLY = ("world_size", "sync_intervals", "dtype", "quantization", "group_si
 )  # fmt: skip
 @click.option("--batch-size", type=int, help=f"Sequences that decode together.  [default: {DEFAULTS.batch_size}]")
 @click.option("--output-len", type=int, help=f"Tokens of an answer.  [default: {DEFAULTS.output_len}]")
-@click.option("--num-requests", type=int, default=DEFAULTS.num_requests, show_default=True, help="Of the mix.")
-@click.option("--repeats", type=int, default=DEFAULTS.repeats, show_default=True, help="Each measures everything once.")
+@click.option("--num-requests", type=int, help=f"Of the mix; 0 for none.  [default: {DEFAULTS.num_requests}]")
+@click.option("--repeats", type=int, help=f"Each measures everything once.  [default: {DEFAULTS.repeats}]")
 @click.option("--seed", type=int, default=DEFAULTS.seed, show_default=True, help="Of prompts and lengths.")
 @click.option("--max-seconds", type=float, default=600.0, show_default=True, help="Then report what there is.")
 @click.option("--json", "json_file", type=FILE, help="Write everything measured here.")
-@click.option("--html", "html_file", type=FILE, help="Write a report with charts here.")
+@click.option("--html", "html_file", type=FILE, help="Write a report with charts and a timeline here.")
+@click.option("--trace", "trace_file", type=FILE, help="Write every rank's decode steps here (Chrome trace format).")
 def command(
     engine_dirs: tuple[Path, ...], more_engine_dirs: tuple[Path, ...], shape: str | None, json_file: Path | None,
-    html_file: Path | None, max_seconds: float, prompt_lengths: tuple[int, ...], batch_size: int | None,
-    output_len: int | None, num_requests: int, repeats: int, seed: int, **shape_options: Any,
+    html_file: Path | None, trace_file: Path | None, max_seconds: float, prompt_lengths: tuple[int, ...],
+    batch_size: int | None, output_len: int | None, num_requests: int | None, repeats: int | None, seed: int,
+    **shape_options: Any,
 ) -> None:  # fmt: skip
     """Measure engines side by side, against each other and against the machine's memory."""
     deadline = Deadline(max_seconds)
@@ -62,20 +67,21 @@ def command(
     given = [f"--{name.replace('_', '-').rstrip('s')}" for name in SHAPE_ONLY if shape_options[name]]
     if given and shape is None:
         raise ConfigError(f"{', '.join(given)} belong to --shape; an engine has them already")
-    for path in (json_file, html_file):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise ConfigError(f"{path}: the folder {path.absolute().parent} does not exist")
+    for path in (json_file, html_file, trace_file):
+        if path is not None:
+            check_writable(path)
     limits = [open_bundle(folder)[0].limits for folder in folders]
     workload = fitting(
-        limits, prompt_lengths or None, batch_size=batch_size, output_len=output_len, num_requests=num_requests,
-        repeats=repeats, seed=seed,
+        limits, prompt_lengths or None, SHORT if shape in SHORT_SHAPES else DEFAULTS, batch_size=batch_size,
+        output_len=output_len, num_requests=num_requests, repeats=repeats, seed=seed,
     )  # fmt: skip
     with _ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="pt-bench-") as work:
         engines = list(zip(engine_names(folders), folders, strict=True))
         if shape is not None:
             engines = _make(_shape_options(shape, **shape_options), workload, Path(work), deadline)
+        traced = trace_file or (Path(work) / "trace.json" if html_file else None)
         with progress_bar("measuring") as progress:
-            report = compare(engines, workload, deadline, _command_line(), progress=progress)
+            report = compare(engines, workload, deadline, _command_line(), progress=progress, trace_file=traced)
     if json_file is not None:
         report.write_json(json_file)
     if html_file is not None:
@@ -84,16 +90,22 @@ def command(
 
 
 def _shape_options(
-    shape: str, world_size: int | None, sync_intervals: tuple[int, ...], dtype: str | None, quantization: str | None,
-    group_size: str | None,
+    shape: str, models: str | None, world_size: int | None, sync_intervals: tuple[int, ...], dtype: str | None,
+    quantization: str | None, group_size: str | None,
 ) -> ShapeOptions:  # fmt: skip
+    methods = _words(quantization or "none")
     return ShapeOptions(
         shape=SHAPES[shape],
+        models=_words(models) if models is not None else ("pt", "tp"),
         world_size=2 if world_size is None else world_size,
         sync_intervals=sync_intervals or (4,),
         dtype=dtype or "bfloat16",
-        quantization=Quantization(method=quantization or "none", group_size=int(group_size or 128)),
+        quantizations=tuple(Quantization(method=method, group_size=int(group_size or 128)) for method in methods),
     )
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(word.strip() for word in text.split(",")))
 
 
 def _make(options: ShapeOptions, workload: Workload, work: Path, deadline: Deadline) -> list[tuple[str, Path]]:

@@ -17,6 +17,7 @@ import pytest
 from pt_trtllm.bench.compare import compare
 from pt_trtllm.bench.report import DecodeBandwidth, EngineReport, Report
 from pt_trtllm.bench.shapes import SHAPES, ShapeOptions, make_engines
+from pt_trtllm.bench.steps import StepTimes
 from pt_trtllm.bench.workload import Deadline, TimeUp, Workload
 from pt_trtllm.testing.cli import check_cli, run_cli
 from pt_trtllm.testing.processes import is_running
@@ -32,7 +33,7 @@ def names(kind: Any) -> set[str]:
 
 
 def test_parallel_tracks_meet_every_d_layers_and_tensor_parallelism_twice_in_each(tmp_path: Path) -> None:
-    files = ("--json", tmp_path / "report.json", "--html", tmp_path / "report.html")
+    files = ("--json", tmp_path / "report.json", "--html", tmp_path / "report.html", "--trace", tmp_path / "trace.json")
     options = ("--shape", "tiny", "--world_size", 2, "--sync-interval", 4, "--sync-interval", 8, "--repeats", 2)
     done = check_cli("bench", *options, *SMALL, *files, env={"TMPDIR": str(tmp_path)}, timeout_s=300)
     report = json.loads((tmp_path / "report.json").read_text())
@@ -50,6 +51,19 @@ def test_parallel_tracks_meet_every_d_layers_and_tensor_parallelism_twice_in_eac
         assert engine["tpot_ms"]["1"]["num_samples"] == 2 * 3  # gaps between 4 tokens, twice
         assert all(set(reads) == names(DecodeBandwidth) for reads in engine["decode_bandwidth"].values())
         assert all(reads["gb_per_s"] > 0 for reads in engine["decode_bandwidth"].values())
+        assert set(engine["own_work_us"]) == set(engine["collective_share"])
+        for batch in ("1", "3"):
+            steps = engine["decode_steps"][batch]
+            assert set(steps) == names(StepTimes)
+            assert steps["num_steps"] > 0
+            assert steps["kernel_calls"] >= LAYERS
+            shares = [steps[name] for name in ("kernel_share", "collective_share", "other_share")]
+            assert sum(shares) == pytest.approx(1)
+            assert min(shares) > 0
+        assert set(engine["timeline"]) == {"rank 0", "rank 1"}
+        for bars in engine["timeline"].values():
+            shown = [bar["name"] for bar in bars if bar["name"] in ("track_fusion", "tensor_parallel")]
+            assert len(shown) == 3 * (fusions + reduces)
         assert set(engine["collective_share"]) == {"prefill", "decode/1", "decode/3", "mix"}
         assert all(0 < share < 1 for share in engine["collective_share"].values())
         assert len(engine["peak_rss_mb"]) == 2
@@ -62,7 +76,12 @@ def test_parallel_tracks_meet_every_d_layers_and_tensor_parallelism_twice_in_eac
     assert "syncs of layers per pass" in done.stdout
     page = (tmp_path / "report.html").read_text()
     assert all(f"<title>{engine['name']}: " in page for engine in report["engines"])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json"]
+    assert page.count("Decode steps of batch 1, rank by rank") == 1
+    assert all(f"<h3>{engine['name']}</h3>" in page for engine in report["engines"])
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    processes = [event["args"]["name"] for event in events if event["name"] == "process_name"]
+    assert processes == [f"{engine['name']} rank {rank}" for engine in report["engines"] for rank in range(2)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json", "trace.json"]
 
 
 def test_engine_folders_are_measured_and_what_was_measured_in_time_is_reported(tmp_path: Path) -> None:

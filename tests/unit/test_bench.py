@@ -56,6 +56,11 @@ def engine(name: str, speed: float, fusions: int, reduces: int) -> EngineReport:
         load_s=1.0,
         ttft_ms={"32": spread(10 / speed), "128": spread(20 / speed)},
         tpot_ms={"1": spread(4 / speed), "8": spread(8 / speed)},
+        prefill_tflop_per_s={"32": speed},
+        decode_tokens_per_s={"1": 250 * speed},
+        own_work_us={"prefill": 300.0, "decode/1": 120.0},
+        decode_steps={},
+        timeline={},
         tokens_per_s=Spread.of([100 * speed] * 2),
         requests_per_s=Spread.of([5 * speed] * 2),
         mix_ttft_ms=spread(9),
@@ -173,7 +178,7 @@ def test_html_is_one_well_formed_file_that_loads_nothing(report: Report, tmp_pat
     assert not {"script", "link", "img", "iframe", "object", "use", "image"} & set(page.tags)
     assert not {"src", "href", "xlink:href", "data", "srcset"} & {name for name, _ in page.attributes}
     assert not re.search(r"https?:|//|@import|url\(", source)
-    assert page.tags.count("svg") == 5
+    assert page.tags.count("svg") == 6
     assert "prefers-color-scheme: dark" in source
     assert "PT <D=4>" in page.text
     assert report.command in page.text
@@ -235,7 +240,9 @@ def test_peak_memory_of_a_process_that_is_not_here_is_unknown(tmp_path: Path) ->
 @pytest.mark.parametrize("world_size", [2, 4, 8])
 def test_pt_and_tp_of_a_shape_are_equally_large(name: str, world_size: int) -> None:
     shape = SHAPES[name]
-    pt, tp = ShapeOptions(shape=shape, world_size=world_size).models().values()
+    options = ShapeOptions(shape=shape, models=("pt", "tp", "one"), world_size=world_size)
+    pt, tp, one = (checkpoint.model for checkpoint in options.checkpoints().values())
+    assert one == tp
     # Norms are the exception: every track has its own.
     norms = 2 * shape.num_layers * shape.hidden_size * (world_size - 1)
     assert num_parameters(pt) - num_parameters(tp) == norms
@@ -245,8 +252,9 @@ def test_pt_and_tp_of_a_shape_are_equally_large(name: str, world_size: int) -> N
 def test_a_decode_step_reads_every_weight_once_and_the_past(tmp_path: Path) -> None:
     limits = BuildLimits(max_batch_size=2, max_seq_len=64)
     options = ShapeOptions(shape=SHAPES["tiny"], world_size=2, dtype="float32")
-    for (name, folder), model in zip(make_engines(options, limits, tmp_path), options.models().values(), strict=True):
+    for name, folder in make_engines(options, limits, tmp_path):
         config, _ = open_bundle(folder)
+        model = config.checkpoint.model
         repeated = 64 * 4  # the last norm, on both ranks
         tp_norms = 0 if model.num_tracks > 1 else 2 * 8 * 64 * 4
         assert weight_bytes_per_step(folder, config, 1) == num_parameters(model) * 4 + repeated + tp_norms, name
@@ -274,6 +282,13 @@ def test_a_shape_that_cannot_be_made_in_time_leaves_nothing_behind(tmp_path: Pat
         (("--shape", "tiny", "--json", "/no/such/folder/x.json"), "the folder /no/such/folder does not exist"),
         (("--shape", "tiny", "--max-seconds", "0"), "max_seconds is 0.0"),
         (("--shape", "tiny", "--repeats", "0"), "repeats is 0, expected at least 1"),
+        (
+            ("--shape", "tiny", "--models", "pt,llama"),
+            "models are ['pt', 'llama'], expected some of ['pt', 'tp', 'one']",
+        ),
+        (("--shape", "tiny", "--quantization", "none,int2"), "quantization is 'int2'"),
+        (("--shape", "tiny", "--quantization", "int4_wo"), "use --group-size 32"),
+        (("--shape", "tiny", "--trace", "/no/such/folder/x.json"), "the folder /no/such/folder does not exist"),
     ],
 )
 def test_bench_refuses_what_it_cannot_measure(args: tuple[str, ...], message: str) -> None:
