@@ -38,6 +38,7 @@ def compare(
     read_bytes: int = READ_BYTES,
     progress: Progress = lambda done, total: None,
     trace_file: Path | None = None,
+    hostfile: Path | None = None,
 ) -> Report:
     """Measures (name, engine folder) pairs until every repeat is done or the time is up.
 
@@ -57,7 +58,7 @@ def compare(
                 with deadline.enforced():
                     readers[size] = stack.enter_context(ReadBandwidth(size, read_bytes))
             for subject, config in zip(subjects, configs, strict=True):
-                stack.enter_context(subject).start(workload.cache_tokens(config.limits))
+                stack.enter_context(subject).start(workload.cache_tokens(config.limits), hostfile=hostfile)
                 subject.warm_up()
             for done in range(workload.repeats):
                 progress(done, workload.repeats)

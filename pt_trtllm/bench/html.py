@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pt_trtllm.bench.report import Report
-from pt_trtllm.bench.table import Row, cell, engine_line, machine_line, rows, summary_line
+from pt_trtllm.bench.table import Row, cell, engine_line, link_table, machine_line, rows, summary_line
 from pt_trtllm.bench.timeline import STYLE as TIMELINE_STYLE
 from pt_trtllm.bench.timeline import timelines
 from pt_trtllm.checkpoint.artifact import replace_file
@@ -65,6 +65,14 @@ def render(report: Report) -> str:
         chosen = [row for row in measures if row.key.startswith(prefix)]
         if chosen:
             parts += [f"<h2>{escape(title)}</h2>", _chart(title, chosen, names)]
+    if report.links:
+        head, *lines = link_table(report)
+        parts += [
+            "<h2>Over slower links</h2>",
+            _table(head, lines),
+            '<p class="soft">One rank in each network namespace, MPI over TCP; delays are one way. In brackets the '
+            "ratio to the first engine over the same link.</p>",
+        ]
     parts += [
         timelines(report.engines),
         "<h2>Collectives: counted and planned</h2>",

@@ -79,14 +79,14 @@ class Subject:
         self.phases: dict[str, PhaseTime] = {}
         self._llm: LLM | None = None
 
-    def start(self, cache_tokens: int, trace_file: Path | None = None) -> None:
+    def start(self, cache_tokens: int, trace_file: Path | None = None, hostfile: Path | None = None) -> None:
         """Launches the ranks; common beginnings are computed every time, so that repeats repeat."""
         options = RuntimeOptions(
             max_tokens_in_paged_kv_cache=cache_tokens, enable_block_reuse=False, trace_file=str(trace_file or "")
         )
         begin = time.perf_counter()
         with self._deadline.enforced():
-            self._llm = LLM(self.engine_dir, options=options)
+            self._llm = LLM(self.engine_dir, options=options, hostfile=hostfile)
         self.load_s = time.perf_counter() - begin
         self._llm.tokenizer = None  # token ids are all that is asked for and counted
         self.config = self._llm.config

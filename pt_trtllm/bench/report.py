@@ -74,6 +74,21 @@ class EngineReport:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LinkReport:
+    """All engines, one rank in each network namespace, over a link that delays."""
+
+    delay: str
+    """One way, as asked for."""
+    how: str
+    """Who delays: netem (the kernel), or a relay process."""
+    round_trip_us: tuple[float, float]
+    """Of 64 bytes over TCP on the idle link, before and after."""
+    complete: bool
+    repeats_done: int
+    engines: tuple[EngineReport, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     command: str
     date: str
@@ -88,6 +103,8 @@ class Report:
     """Of one minute, before and after: other work on the machine shows here."""
     workload: dict[str, Any]
     engines: tuple[EngineReport, ...]
+    links: tuple[LinkReport, ...] = ()
+    """The same workload over slower links."""
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -182,6 +182,25 @@ def summary_line(report: Report) -> str:
     return f"medians over {report.repeats_done} of {asked} repeats, {report.seconds:.0f} s{end}"
 
 
+LINK_COLUMNS = ("layer_syncs", "ttft_ms/", "tpot_ms/", "tokens_per_s")
+
+
+def link_table(report: Report) -> list[list[str]]:
+    """A heading, then a line per link and engine; ratios are to the first engine over the same link."""
+    links = [("shared memory", report.engines)]
+    for link in report.links:
+        before, after = link.round_trip_us
+        about = f"{link.delay} ({link.how}; round trip {before:.0f}, {after:.0f} us)"
+        links.append((about if link.complete else f"{about}, {link.repeats_done} repeats", link.engines))
+    columns = [row for row in rows(report.engines) if row.key.startswith(LINK_COLUMNS)]
+    lines = [["link", "engine", *(column.label for column in columns)]]
+    for about, engines in links:
+        found = {row.key: row for row in rows(engines)}
+        for index, engine in enumerate(engines):
+            lines.append([about, engine.name, *(cell(found[c.key], index) if c.key in found else "-" for c in columns)])
+    return lines
+
+
 def text_table(report: Report) -> str:
     """Medians over the repeats with their ratios to the first engine, then percentiles."""
     measures, names = rows(report.engines), [engine.name for engine in report.engines]
@@ -197,6 +216,7 @@ def text_table(report: Report) -> str:
             "",
             *_aligned([["p50 / p90 / p99", *names], *([row.label, *row.notes] for row in spread)]),
             "",
+            *([*_aligned(link_table(report)), ""] if report.links else []),
             summary_line(report),
         ]
     )

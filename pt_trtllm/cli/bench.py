@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shlex
 import signal
 import sys
@@ -15,6 +16,7 @@ import click
 
 from pt_trtllm.bench.compare import compare
 from pt_trtllm.bench.html import write_html
+from pt_trtllm.bench.links import num_hosts, over_links, parse_delay
 from pt_trtllm.bench.shapes import MODELS, SHAPES, ShapeOptions, make_engines
 from pt_trtllm.bench.table import text_table
 from pt_trtllm.bench.workload import PROMPT_LENGTHS, SHORT, Deadline, TimeUp, Workload, fitting
@@ -24,6 +26,7 @@ from pt_trtllm.cli.options import EXISTING_FOLDER, FILE, progress_bar
 from pt_trtllm.config import DTYPES
 from pt_trtllm.engine.bundle import open_bundle
 from pt_trtllm.errors import ConfigError
+from pt_trtllm.testing.hosts import check_available
 
 DEFAULTS = Workload()
 SHAPE_ONLY = ("models", "world_size", "sync_intervals", "dtype", "quantization", "group_size")
@@ -50,6 +53,10 @@ SHORT_SHAPES = ("large",)
 @click.option("--repeats", type=int, help=f"Each measures everything once.  [default: {DEFAULTS.repeats}]")
 @click.option("--seed", type=int, default=DEFAULTS.seed, show_default=True, help="Of prompts and lengths.")
 @click.option("--max-seconds", type=float, default=600.0, show_default=True, help="Then report what there is.")
+@click.option(
+    "--link-delay", "link_delays", multiple=True,
+    help="Also measure over TCP between network namespaces, each way delayed by this: 50us, 1ms. Needs root.",
+)  # fmt: skip
 @click.option("--json", "json_file", type=FILE, help="Write everything measured here.")
 @click.option("--html", "html_file", type=FILE, help="Write a report with charts and a timeline here.")
 @click.option("--trace", "trace_file", type=FILE, help="Write every rank's decode steps here (Chrome trace format).")
@@ -57,7 +64,7 @@ def command(
     engine_dirs: tuple[Path, ...], more_engine_dirs: tuple[Path, ...], shape: str | None, json_file: Path | None,
     html_file: Path | None, trace_file: Path | None, max_seconds: float, prompt_lengths: tuple[int, ...],
     batch_size: int | None, output_len: int | None, num_requests: int | None, repeats: int | None, seed: int,
-    **shape_options: Any,
+    link_delays: tuple[str, ...], **shape_options: Any,
 ) -> None:  # fmt: skip
     """Measure engines side by side, against each other and against the machine's memory."""
     deadline = Deadline(max_seconds)
@@ -70,6 +77,10 @@ def command(
     for path in (json_file, html_file, trace_file):
         if path is not None:
             check_writable(path)
+    for delay in link_delays:
+        parse_delay(delay)
+    if link_delays:
+        check_available()
     limits = [open_bundle(folder)[0].limits for folder in folders]
     workload = fitting(
         limits, prompt_lengths or None, SHORT if shape in SHORT_SHAPES else DEFAULTS, batch_size=batch_size,
@@ -79,9 +90,15 @@ def command(
         engines = list(zip(engine_names(folders), folders, strict=True))
         if shape is not None:
             engines = _make(_shape_options(shape, **shape_options), workload, Path(work), deadline)
+        if link_delays:
+            num_hosts(engines)
         traced = trace_file or (Path(work) / "trace.json" if html_file else None)
         with progress_bar("measuring") as progress:
-            report = compare(engines, workload, deadline, _command_line(), progress=progress, trace_file=traced)
+            # Shared memory is one of the links: all get the same time.
+            share = Deadline(deadline.left_s / (1 + len(link_delays)))
+            report = compare(engines, workload, share, _command_line(), progress=progress, trace_file=traced)
+            links = over_links(engines, workload, link_delays, deadline, _command_line(), progress)
+            report = dataclasses.replace(report, links=tuple(links))
     if json_file is not None:
         report.write_json(json_file)
     if html_file is not None:

@@ -286,6 +286,7 @@ def test_a_shape_that_cannot_be_made_in_time_leaves_nothing_behind(tmp_path: Pat
             ("--shape", "tiny", "--models", "pt,llama"),
             "models are ['pt', 'llama'], expected some of ['pt', 'tp', 'one']",
         ),
+        (("--shape", "tiny", "--link-delay", "50"), "--link-delay is '50', expected a number with us or ms"),
         (("--shape", "tiny", "--quantization", "none,int2"), "quantization is 'int2'"),
         (("--shape", "tiny", "--quantization", "int4_wo"), "use --group-size 32"),
         (("--shape", "tiny", "--trace", "/no/such/folder/x.json"), "the folder /no/such/folder does not exist"),
