@@ -40,6 +40,10 @@ class Logits:
     def __init__(self, rows: list[Row], *, finite: bool) -> None:
         self.rows, self.finite = rows, finite
 
+    def whole_rows(self) -> torch.Tensor:
+        """float32 [rows, vocabulary], where all rows are whole."""
+        return torch.stack([row for row in self.rows if isinstance(row, torch.Tensor)])
+
     @classmethod
     def whole(cls, values: torch.Tensor) -> Logits:
         """values: float32 [rows, vocabulary]"""

@@ -30,6 +30,15 @@ class StepBatch:
     row_top_k: torch.Tensor
     """[rows] int64: how many of the most likely tokens are enough; 0 asks for all logits"""
 
+    @classmethod
+    def with_whole_rows(
+        cls, token_ids: torch.Tensor, sequences: tuple[SequenceSlice, ...], logit_rows: torch.Tensor
+    ) -> StepBatch:
+        """A step that asks for all logits of its rows."""
+        return cls(
+            token_ids=token_ids, sequences=sequences, logit_rows=logit_rows, row_top_k=torch.zeros_like(logit_rows)
+        )
+
     @property
     def positions(self) -> torch.Tensor:
         return torch.cat([torch.arange(s.past, s.past + s.num_tokens) for s in self.sequences])

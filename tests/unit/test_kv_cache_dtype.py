@@ -55,7 +55,9 @@ def logits_of(engine: CpuEngine, chunks: list[int]) -> torch.Tensor:
     for count in chunks:
         piece = SequenceSlice(slot=0, num_tokens=count, past=past, blocks=() if past else (3, 1, 2, 0))
         ids = torch.tensor(PROMPT[past : past + count])
-        rows.append(engine.forward(StepBatch(token_ids=ids, sequences=(piece,), logit_rows=torch.arange(count))))
+        logits = engine.forward(StepBatch.with_whole_rows(ids, (piece,), torch.arange(count)))
+        assert logits is not None
+        rows.append(logits.whole_rows())
         past += count
     return torch.cat(rows)
 
