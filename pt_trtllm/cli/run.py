@@ -161,6 +161,8 @@ def _sample_to_json(sample: CompletionOutput) -> dict[str, Any]:
     data: dict[str, Any] = {
         "output_ids": list(sample.token_ids), "text": sample.text, "finish_reason": sample.finish_reason,
     }  # fmt: skip
+    if sample.stop_reason is not None:
+        data["stop_reason"] = sample.stop_reason
     if sample.logprobs is not None:
         rows = zip(sample.token_ids, sample.logprobs, strict=True)
         data["logprobs"] = [_logprobs_to_json(token, row) for token, row in rows]

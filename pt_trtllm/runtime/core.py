@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as SequenceABC
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -110,8 +111,11 @@ class EngineCore:
     def has_work(self) -> bool:
         return self._scheduler.has_work()
 
-    def step(self) -> list[Sequence]:
-        """One pass; returns the sequences that got tokens, finished ones among them."""
+    def step(self, meanwhile: Callable[[], None] = lambda: None) -> list[Sequence]:
+        """One pass; returns the sequences that got tokens, finished ones among them.
+
+        `meanwhile` is called when the other ranks have begun.
+        """
         start = time.perf_counter()
         self.trace.begin()
         if self._proposer is not None and (ready := self._scheduler.decoding()):
@@ -124,6 +128,8 @@ class EngineCore:
         self.trace.lap("schedule")
         self._engine.comm.broadcast(message)
         self.trace.lap("broadcast")
+        meanwhile()
+        self.trace.lap("report")
         logits = self._engine.forward(step.batch)
         self.trace.lap("forward", len(step.batch.token_ids))
         stats = self._stats

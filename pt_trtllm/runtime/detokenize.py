@@ -89,6 +89,8 @@ class AnswerText:
         self._num_tokens = 0
         self._done = False
         self._text = ""
+        self.stop_string: str | None = None
+        """The one that ended the text."""
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, params: SamplingParams, prompt_ids: Sequence[int]) -> AnswerText:
@@ -137,5 +139,5 @@ class AnswerText:
             return False
         start, stop = min(found, key=lambda match: match[0])
         self._text = self._text[: start + len(stop) * self._include_stop]
-        self._done = True
+        self._done, self.stop_string = True, stop
         return True

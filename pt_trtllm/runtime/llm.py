@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pt_trtllm.runtime.world import World
 
 __all__ = ["LLM", "CompletionOutput", "RequestOutput", "make_request"]
 
+DEFAULT_PRIORITY = Request.priority
 Prompt = str | Sequence[int]
 Progress = Callable[[int, int], None]
 
@@ -47,6 +49,7 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         prompt_logits: bool = False,
+        priority: float = DEFAULT_PRIORITY,
         progress: Progress = lambda done, total: None,
     ) -> list[RequestOutput]:
         """Answers one prompt or many (text or token ids), all at once; results are in the order of the prompts.
@@ -56,7 +59,7 @@ class LLM:
         many = _as_list(prompts)
         params = _params_for(many, sampling_params)
         requests = [
-            self._request(prompt, own, f"prompt {index}", prompt_logits)
+            self._request(prompt, own, f"prompt {index}", prompt_logits, priority)
             for index, (prompt, own) in enumerate(zip(many, params, strict=True))
         ]
         streams = [
@@ -78,10 +81,14 @@ class LLM:
         return results
 
     async def generate_async(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        priority: float = DEFAULT_PRIORITY,
     ) -> AsyncIterator[RequestOutput]:
         """Yields the growing answer, once per new token; leaving the loop early cancels the request."""
-        request = self._request(prompt, sampling_params or SamplingParams(), "prompt")
+        request = self._request(prompt, sampling_params or SamplingParams(), "prompt", False, priority)
         stream = AsyncStream(_text(prompt), request, self.tokenizer)
         self._submit([stream])
         try:
@@ -111,8 +118,11 @@ class LLM:
         for sample, request_id in zip(samples, ids, strict=True):
             sample.id = request_id
 
-    def _request(self, prompt: Prompt, params: SamplingParams, label: str, prompt_logits: bool = False) -> Request:
+    def _request(
+        self, prompt: Prompt, params: SamplingParams, label: str, prompt_logits: bool, priority: float
+    ) -> Request:
         request = make_request(prompt, params, self.tokenizer, label, prompt_logits=prompt_logits)
+        request = dataclasses.replace(request, priority=priority)
         request.check(self.config, label)
         return request
 

@@ -19,6 +19,8 @@ class CompletionOutput:
     """None without a tokenizer. While it grows, it only ever gets longer."""
     finish_reason: str | None
     """"stop", "length" or "cancelled"; None while the answer is still growing."""
+    stop_reason: int | str | None = None
+    """The stop token or stop string of the request that ended the answer; None at the model's own end token."""
     logprobs: tuple[TokenLogprobs, ...] | None = field(default=None, repr=False)
     """One entry per token, when it was asked for."""
 

@@ -4,9 +4,11 @@ client to rank 0    {"type": "submit", "requests": [[id, request], ...]}   {"typ
                     {"type": "stats"}   {"type": "shutdown"}
 rank 0 to client    {"type": "ready"}   {"type": "stats", "stats"}   {"type": "refused", "id", "message"}
                     {"type": "tokens", "outputs": [[id, [token, ...], finish_reason or null, extras], ...]}
-Tokens come once per step. `extras` has what was asked for: {"logprobs": a row per token, "prompt_logprobs": with the
-first token, a row per token of the prompt from the second on}; a row is [[token, log-probability, rank], ...].
-Logits of prompts are large and go through files: a finished request that asked for them has `logits-{id}.safetensors`.
+Tokens come once per step. `extras` has "stop_reason" where a stop token or string of the request ended the answer,
+and what was asked for: {"logprobs": a row per token, "prompt_logprobs": with the first tokens, a row per token of the
+prompt from the second on}; a row is [[token, log-probability, rank], ...].
+Logits of prompts are large and go through files: a finished request that asked for them has
+`logits-{id}.safetensors`.
 """
 
 from __future__ import annotations
@@ -65,6 +67,7 @@ def request_from_json(data: Message) -> Request:
         prompt_ids=tuple(data["prompt_ids"]),
         params=SamplingParams(**data["params"]),
         context_logits=data["context_logits"],
+        priority=data["priority"],
     )
 
 

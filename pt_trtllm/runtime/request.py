@@ -25,6 +25,8 @@ class Request:
     params: SamplingParams = field(default_factory=SamplingParams)
     context_logits: bool = False
     """Keep the logits of every prompt token."""
+    priority: float = 0.5
+    """0 to 1: a request starts before those of lower priority, and gives way after them."""
 
     @property
     def wants_prompt_rows(self) -> bool:
@@ -51,6 +53,8 @@ class Request:
 
     def check(self, config: EngineConfig, label: str) -> None:
         """Raises when this engine cannot serve the request."""
+        if not 0 <= self.priority <= 1:
+            raise ConfigError(f"{label}: priority is {self.priority}, expected 0 to 1")
         limits, vocab_size = config.limits, config.checkpoint.model.vocab_size
         length = len(self.prompt_ids)
         if length == 0:
@@ -89,6 +93,8 @@ class Sequence:
     """Limited by the request and by the room the prompt leaves in max_seq_len."""
     output_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    """The stop token or stop string that ended the answer, where one of the request's own did."""
     prompt_logits: list[torch.Tensor] = field(default_factory=list)
     prompt_logprobs: list[LogprobRow] = field(default_factory=list)
     """Of the prompt's tokens from the second on."""
@@ -141,6 +147,11 @@ class Sequence:
             max_new_tokens=min(params.max_tokens, config.limits.max_seq_len - len(request.prompt_ids)),
             answer=AnswerText.of(tokenizer, params, request.prompt_ids) if tokenizer and params.stop else None,
         )
+
+    @property
+    def order(self) -> tuple[float, int]:
+        """Who goes first: higher priority, then earlier arrival."""
+        return -self.request.priority, self.index
 
     @property
     def token_ids(self) -> list[int]:
@@ -211,9 +222,13 @@ class Sequence:
         """Adds a sampled token. The end token itself is part of the output, as in TensorRT-LLM."""
         self.output_ids.append(token)
         stopped = self.answer is not None and self.answer.add(token)
+        if token in self.request.params.stop_token_ids:
+            self.stop_reason = token
         guide = self.sampler.guide
         if stopped or token in self.end_ids or (guide is not None and guide.complete):
             self.finish_reason = "stop"
         elif len(self.output_ids) >= self.max_new_tokens:
             stopped = self.answer is not None and self.answer.finish()
             self.finish_reason = "stop" if stopped else "length"
+        if stopped and self.answer is not None:
+            self.stop_reason = self.answer.stop_string

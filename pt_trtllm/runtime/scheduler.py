@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import deque
+from bisect import insort
 from dataclasses import dataclass
 
 import torch
@@ -43,8 +43,8 @@ class Scheduler:
     """Sequences join when a slot and blocks are free and leave when they end; long prompts are computed in chunks.
 
     guaranteed_no_evict   a sequence starts only when its longest possible answer has room: it is never interrupted
-    max_utilization       a sequence starts when its next chunk has room; when memory runs out, the youngest gives its
-                          blocks back and is computed again later
+    max_utilization       a sequence starts when its next chunk has room; when memory runs out, the youngest of the
+                          lowest priority gives its blocks back and is computed again later
     """
 
     def __init__(self, limits: BuildLimits, blocks: BlockManager, policy: str = POLICIES[0]) -> None:
@@ -52,9 +52,9 @@ class Scheduler:
             raise ConfigError(f"scheduler policy is {policy!r}, expected one of {list(POLICIES)}")
         self._limits, self._blocks, self._may_evict = limits, blocks, policy == "max_utilization"
         self._free_slots = list(range(limits.max_batch_size))[::-1]
-        self._waiting: deque[Sequence] = deque()
+        self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
-        """In order of arrival."""
+        """Both by priority, then arrival."""
         self.num_preemptions = 0
         self.num_reused_tokens = 0
 
@@ -78,7 +78,7 @@ class Scheduler:
                 f"{needed} blocks of {self._blocks.block_tokens} tokens, the KV cache has {self._blocks.num_blocks}; "
                 "ask for fewer tokens, or give the cache more memory"
             )
-        self._waiting.append(sequence)
+        insort(self._waiting, sequence, key=lambda other: other.order)
 
     def cancel(self, sequence: Sequence) -> None:
         """Ends a sequence where it is; its slot and blocks are free at once."""
@@ -148,7 +148,7 @@ class Scheduler:
             sequence.digest = self._digest_of(sequence, len(matched))
             self.num_reused_tokens += sequence.num_computed
             self._running.append(sequence)
-            self._running.sort(key=lambda s: s.index)
+            self._running.sort(key=lambda other: other.order)
 
     def _is_being_computed(self, sequence: Sequence) -> bool:
         """Whether another one is at the same prompt: in a few steps its blocks can be shared (parallel samples)."""
@@ -197,7 +197,7 @@ class Scheduler:
         self._release(sequence)
         sequence.num_computed = 0
         sequence.forget_prompt_rows()
-        self._waiting.appendleft(sequence)
+        insort(self._waiting, sequence, key=lambda other: other.order)
         self.num_preemptions += 1
 
     def _release(self, sequence: Sequence) -> None:

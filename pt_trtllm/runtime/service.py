@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from pathlib import Path
+from typing import Any
 
 from pt_trtllm.errors import PtError
 from pt_trtllm.runtime.core import EngineCore
@@ -22,14 +23,16 @@ class Service:
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._running: dict[int, Sequence] = {}
         self._ids: dict[Sequence, int] = {}
+        self._unreported: list[list[Any]] = []
 
     def run(self) -> None:
         threading.Thread(target=self._listen, daemon=True).start()
         self._channel.send({"type": "ready"})
         while self._take_messages():
-            advanced = self._core.step() if self._core.has_work() else []
-            if advanced:
-                self._report(advanced)
+            if self._core.has_work():
+                self._note(self._core.step(meanwhile=self._report))
+            if not self._core.has_work():
+                self._report()
                 self._core.trace.lap("report")
 
     def _listen(self) -> None:
@@ -70,17 +73,24 @@ class Service:
         sequence = self._running.get(request_id)
         if sequence is None:
             return  # it ended before the message came
+        self._report()
         self._core.cancel(sequence)
         self._finish(sequence)
         self._channel.send({"type": "tokens", "outputs": [[request_id, [], "cancelled", {}]]})
 
-    def _report(self, advanced: list[Sequence]) -> None:
+    def _note(self, advanced: list[Sequence]) -> None:
+        """Keeps what a step gave for the next report, so that the other ranks need not wait for it."""
         outputs = [[self._ids[s], s.output_ids[s.num_reported :], s.finish_reason, _extras(s)] for s in advanced]
         for sequence in advanced:
             sequence.num_reported = len(sequence.output_ids)
             if sequence.finish_reason:
                 self._finish(sequence)
-        self._channel.send({"type": "tokens", "outputs": outputs})
+        self._unreported += outputs
+
+    def _report(self) -> None:
+        if self._unreported:
+            self._channel.send({"type": "tokens", "outputs": self._unreported})
+            self._unreported = []
 
     def _finish(self, sequence: Sequence) -> None:
         request_id = self._ids.pop(sequence)
@@ -92,6 +102,8 @@ class Service:
 def _extras(sequence: Sequence) -> Message:
     """What goes with the latest tokens."""
     extras: Message = {}
+    if sequence.stop_reason is not None:
+        extras["stop_reason"] = sequence.stop_reason
     if sequence.logprobs:
         extras["logprobs"] = sequence.logprobs[sequence.num_reported :]
     if sequence.request.params.prompt_logprobs is not None and sequence.num_reported == 0:

@@ -84,6 +84,7 @@ class Sample:
         self.index, self.request, self._events = index, request, events
         self.id: int | None = None
         self.finish_reason: str | None = None
+        self.stop_reason: int | str | None = None
         self.prompt_logprobs: tuple[TokenLogprobs, ...] | None = None
         self._ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
@@ -97,6 +98,7 @@ class Sample:
             self.finish_reason = "error"
             raise event
         _, tokens, self.finish_reason, extras = event
+        self.stop_reason = extras.get("stop_reason")
         self._ids += tokens
         self._logprobs += from_rows(extras.get("logprobs", ()))
         if "prompt_logprobs" in extras:
@@ -113,6 +115,7 @@ class Sample:
             token_ids=tuple(self._ids),
             text=self._answer.visible if self._answer else None,
             finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
             logprobs=None if self.request.params.logprobs is None else tuple(self._logprobs),
         )
 

@@ -63,6 +63,7 @@ def test_a_stop_string_ends_the_answer_where_it_is_complete(llm: LLM, plain: Com
     before = llm.stats()["generated_tokens"]
     cut, whole = ask(llm, stop=[stop]), ask(llm, stop=stop, include_stop_str_in_output=True)
     assert cut.finish_reason == whole.finish_reason == "stop"
+    assert cut.stop_reason == whole.stop_reason == stop
     assert cut.text == plain.text[: plain.text.index(stop)]
     assert whole.text == cut.text + stop
     assert cut.token_ids == whole.token_ids == plain.token_ids[: len(cut.token_ids)]

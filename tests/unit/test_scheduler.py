@@ -221,6 +221,25 @@ def drive_on(scheduler: Scheduler) -> None:
         scheduler.finish_step()
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+def test_higher_priorities_start_first_and_give_way_last(policy: str) -> None:
+    config = engine_config(BuildLimits(max_batch_size=2, max_seq_len=64, max_num_tokens=40))
+    blocks = BlockManager(8, BLOCK)
+    scheduler = Scheduler(config.limits, blocks, policy)
+    priorities = (0.5, 0.1, 1.0, 0.5)
+    sequences = []
+    for index, priority in enumerate(priorities):
+        request = Request(prompt_ids=(index,) * 9, params=SamplingParams(max_tokens=12), priority=priority)
+        sequences.append(Sequence.start(index, request, config))
+        scheduler.add(sequences[-1])
+    ended: list[int] = []
+    while (step := scheduler.next_step()) is not None:
+        answer(step)
+        ended += [sequence.index for sequence in scheduler.finish_step()]
+    assert ended == [2, 0, 3, 1]
+    assert blocks.num_used == 0
+
+
 def test_a_request_that_can_never_fit_is_refused() -> None:
     config = engine_config(BuildLimits(max_seq_len=64))
     scheduler = Scheduler(config.limits, BlockManager(3, BLOCK))
@@ -234,7 +253,10 @@ def test_a_sequence_ends_at_its_end_token_and_keeps_it() -> None:
     sequence.accept(3)
     assert sequence.finish_reason is None
     sequence.accept(7)
-    assert (sequence.finish_reason, sequence.output_ids) == ("stop", [3, 7])
+    assert (sequence.finish_reason, sequence.stop_reason, sequence.output_ids) == ("stop", None, [3, 7])
+    own = Sequence.start(0, Request(prompt_ids=(1,), params=SamplingParams(stop_token_ids=(9,))), config)
+    own.accept(9)
+    assert (own.finish_reason, own.stop_reason) == ("stop", 9)
     ignoring = Sequence.start(0, Request(prompt_ids=(1,), params=SamplingParams(ignore_eos=True, max_tokens=2)), config)
     ignoring.accept(7)
     ignoring.accept(7)
