@@ -11,7 +11,7 @@ fix:             ## format everything
 	@bash scripts/lint.sh --fix
 demo:            ## from the example checkpoint to text
 	@bash scripts/demo.sh
-bench:           ## the measurements of docs/benchmarks.md
-	@bash -c 'source scripts/setup.sh test dev && for b in pipeline numerics track_fusion; do python scripts/bench_$$b.py; done'
+bench:           ## all CPU benchmarks: JSON and SUMMARY.md in build/bench, under 20 minutes
+	@bash scripts/bench_all.sh
 clean:           ## remove what was built (not the environment)
 	@rm -rf build demo_output
