@@ -94,7 +94,7 @@ class Subject:
     def warm_up(self) -> None:
         """Everything once in small: pages are mapped, threads and buffers exist. Not recorded."""
         load = self.workload
-        for length in load.prompt_lengths:
+        for length in load.warm_up_lengths:
             self._ask([(self._prompt(length, "warm"), 1)])
         for batch in load.batch_sizes:
             self._ask([(self._prompt(load.decode_prompt_len, "warm", i), 2) for i in range(batch)])

@@ -54,6 +54,11 @@ class Workload:
         return tuple(sorted({1, self.batch_size}))
 
     @property
+    def warm_up_lengths(self) -> tuple[int, ...]:
+        """A workload that asks once per repeat has no time for long prompts that do not count."""
+        return self.prompt_lengths[:1] if self.first_tokens == 1 else self.prompt_lengths
+
+    @property
     def longest_prompt(self) -> int:
         return max(*self.prompt_lengths, self.decode_prompt_len)
 

@@ -22,9 +22,10 @@ from pt_trtllm.bench.html import render, write_html
 from pt_trtllm.bench.machine import ReadBandwidth, hardware, versions
 from pt_trtllm.bench.measure import Timeline, peak_rss_bytes, token_gaps
 from pt_trtllm.bench.numbers import Spread, percentile, ratio
-from pt_trtllm.bench.report import DecodeBandwidth, EngineReport, Report
+from pt_trtllm.bench.report import DecodeBandwidth, EngineReport, LinkReport, Report
 from pt_trtllm.bench.shapes import SHAPES, ShapeOptions, make_engines
-from pt_trtllm.bench.table import rows, text_table, with_ratios
+from pt_trtllm.bench.steps import Bar, StepTimes
+from pt_trtllm.bench.table import link_table, rows, text_table, with_ratios
 from pt_trtllm.bench.traffic import kv_bytes_per_step, num_parameters, weight_bytes_per_step
 from pt_trtllm.bench.workload import Deadline, TimeUp, Workload, fitting
 from pt_trtllm.cli.bench import engine_names
@@ -59,8 +60,24 @@ def engine(name: str, speed: float, fusions: int, reduces: int) -> EngineReport:
         prefill_tflop_per_s={"32": speed},
         decode_tokens_per_s={"1": 250 * speed},
         own_work_us={"prefill": 300.0, "decode/1": 120.0},
-        decode_steps={},
-        timeline={},
+        decode_steps={
+            "1": StepTimes(
+                num_steps=3,
+                step_ms=spread(4),
+                own_work_us=spread(90),
+                kernel_share=0.5,
+                collective_share=0.2,
+                other_share=0.3,
+                kernel_calls=60,
+            )
+        },
+        timeline={
+            f"rank {rank}": (
+                Bar(name="forward", start=10, duration=3000),
+                Bar(name="track_fusion", start=50, duration=9),
+            )
+            for rank in range(2)
+        },
         tokens_per_s=Spread.of([100 * speed] * 2),
         requests_per_s=Spread.of([5 * speed] * 2),
         mix_ttft_ms=spread(9),
@@ -135,6 +152,21 @@ def test_the_table_shows_every_row_and_says_when_time_was_up(report: Report) -> 
     assert "the time was up" in text
 
 
+def test_links_stand_side_by_side_each_compared_to_its_own_first_engine(report: Report) -> None:
+    link = LinkReport(
+        delay="50us", how="netem", round_trip_us=(120.0, 130.0), complete=False, repeats_done=1,
+        engines=(engine("PT <D=4>", 0.5, 2, 0), engine("TP", 0.1, 0, 16)),
+    )  # fmt: skip
+    head, *lines = link_table(dataclasses.replace(report, links=(link,)))
+    about = "50us (netem; round trip 120, 130 us), 1 repeats"
+    assert [line[:2] for line in lines] == [
+        ["shared memory", "PT <D=4>"], ["shared memory", "TP"], [about, "PT <D=4>"], [about, "TP"]
+    ]  # fmt: skip
+    column = head.index("per token, batch 1, ms")
+    assert [line[column] for line in lines] == ["4.00", "8.00 (2.00x)", "8.00", "40.00 (5.00x)"]
+    assert "Over slower links" in render(dataclasses.replace(report, links=(link,)))
+
+
 def test_json_holds_what_was_measured(report: Report, tmp_path: Path) -> None:
     report.write_json(tmp_path / "report.json")
     data = json.loads((tmp_path / "report.json").read_text())
@@ -178,7 +210,8 @@ def test_html_is_one_well_formed_file_that_loads_nothing(report: Report, tmp_pat
     assert not {"script", "link", "img", "iframe", "object", "use", "image"} & set(page.tags)
     assert not {"src", "href", "xlink:href", "data", "srcset"} & {name for name, _ in page.attributes}
     assert not re.search(r"https?:|//|@import|url\(", source)
-    assert page.tags.count("svg") == 6
+    assert page.tags.count("svg") == 7 + 2  # charts, and a timeline per engine
+    assert source.count('class="t-fusion"') == 2 * 2
     assert "prefers-color-scheme: dark" in source
     assert "PT <D=4>" in page.text
     assert report.command in page.text
