@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import datetime
@@ -57,8 +58,9 @@ def compare(
             for size in reading:
                 with deadline.enforced():
                     readers[size] = stack.enter_context(ReadBandwidth(size, read_bytes))
+            stack.callback(_close_all, subjects)
             for subject, config in zip(subjects, configs, strict=True):
-                stack.enter_context(subject).start(workload.cache_tokens(config.limits), hostfile=hostfile)
+                subject.start(workload.cache_tokens(config.limits), hostfile=hostfile)
                 subject.warm_up()
             for done in range(workload.repeats):
                 progress(done, workload.repeats)
@@ -95,6 +97,12 @@ def compare(
         engines=tuple(reports),
     )
     return with_ratios(report)
+
+
+def _close_all(subjects: Sequence[Subject]) -> None:
+    """At once: an engine that is in the middle of a long prompt ends some seconds later."""
+    with concurrent.futures.ThreadPoolExecutor(len(subjects)) as pool:
+        list(pool.map(Subject.close, subjects))
 
 
 def _traced(

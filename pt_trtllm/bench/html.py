@@ -23,7 +23,7 @@ CHARTS = (
     ("Reads while decoding, GB/s", "decode_gb_per_s/"),
 )
 NUM_COLORS = 6
-WIDTH, LABEL_WIDTH, VALUE_WIDTH, BAR, GAP = 720, 250, 90, 16, 10
+WIDTH, LABEL_WIDTH, VALUE_WIDTH, BAR, GAP = 860, 390, 90, 16, 10
 
 STYLE = """
 :root { color-scheme: light dark; --text: #1b1f24; --back: #ffffff; --soft: #5b6570; --line: #d5dae0;
