@@ -11,7 +11,7 @@ from pt_trtllm.native import timed
 from pt_trtllm.network.native_linear import load_library
 from pt_trtllm.trace import CallTimer, Span
 
-OWN_WORK = ("messages", "schedule", "sample", "report")
+OWN_WORK = ("messages", "draft", "schedule", "sample", "report")
 """Laps of rank 0 while the others have nothing to do."""
 TIMELINE_STEPS = 3
 EMPTY_CALLS = 20_000

@@ -15,6 +15,7 @@ KINDS = {
     "logits": ("gather", "gather of logits"),
     "broadcast": ("wait", "broadcast: rank 0 tells the step, the others wait for it"),
     "schedule": ("own", "rank 0 alone: schedule, sample, report"),
+    "draft": ("own", ""),
     "sample": ("own", ""),
     "report": ("own", ""),
     "messages": ("own", ""),

@@ -30,8 +30,8 @@ class Candidates:
         return len(self.values)
 
 
-Row = torch.Tensor | Candidates
-"""float32 [vocabulary], or candidates."""
+Row = torch.Tensor | Candidates | int
+"""float32 [vocabulary], or candidates, or just the most likely token."""
 
 
 class Logits:
@@ -56,8 +56,8 @@ def most_likely(rows: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Ten
     More than `count` may be asked for without a change in the first ones.
     """
     if count == 1:
-        tokens = rows.argmax(dim=1, keepdim=True)
-        return rows.gather(1, tokens), tokens
+        first = rows.max(dim=1, keepdim=True)
+        return first.values, first.indices
     values, tokens = rows.topk(count, dim=1)
     if count:  # topk takes any of equals: look again where there are some beyond it
         for row in ((rows >= values[:, -1:]).sum(dim=1) > count).nonzero()[:, 0].tolist():
@@ -72,39 +72,57 @@ def pack(shard: torch.Tensor, batch: StepBatch, *, first_token: int, head_rows: 
 
     Whole rows (filled up to `head_rows` tokens), then candidates: their logits, then their tokens (exact in float32).
     """
-    whole = functional.pad(shard[batch.row_top_k == 0], (0, head_rows - shard.shape[1]))
-    top = shard[batch.row_top_k > 0]
-    count = _candidates_per_rank(batch, head_rows)
-    values, tokens = most_likely(top, min(count, shard.shape[1]))
-    missing = (0, count - values.shape[1])
-    values, tokens = functional.pad(values, missing, value=-math.inf), functional.pad(tokens, missing)
-    return torch.cat([whole.reshape(-1), values.reshape(-1), (tokens + first_token).reshape(-1).float()])[None]
+    count, top_k = _candidates_per_rank(batch, head_rows), batch.row_top_k
+    if not all(top_k):
+        whole_at = [row for row, k in enumerate(top_k) if not k]
+        top_at = [row for row, k in enumerate(top_k) if k]
+        whole = functional.pad(shard[whole_at] if top_at else shard, (0, head_rows - shard.shape[1])).reshape(-1)
+        if not top_at:
+            return whole[None]
+        shard = shard[top_at]
+    values, tokens = most_likely(shard, min(count, shard.shape[1]))
+    if missing := count - values.shape[1]:
+        values = functional.pad(values, (0, missing), value=-math.inf)
+        tokens = functional.pad(tokens, (0, missing))
+    parts = [values.reshape(-1), (tokens + first_token).reshape(-1).float()]
+    return torch.cat(parts if all(top_k) else [whole, *parts])[None]
 
 
 def unpack(gathered: torch.Tensor, batch: StepBatch, *, head_rows: int, vocab_size: int) -> Logits:
     """gathered: what all ranks packed, side by side; rank r has the tokens from r * head_rows on."""
-    if not len(batch.logit_rows):
+    top_k, count = batch.row_top_k, _candidates_per_rank(batch, head_rows)
+    if not top_k:
         return Logits([], finite=True)
-    is_top = batch.row_top_k > 0
-    num_top, count = int(is_top.sum()), _candidates_per_rank(batch, head_rows)
-    num_whole = len(batch.logit_rows) - num_top
-    sizes = [num_whole * head_rows, num_top * count, num_top * count]
+    num_top = sum(map(bool, top_k))
+    sizes = [(len(top_k) - num_top) * head_rows, num_top * count, num_top * count]
     ranks = gathered.view(-1, sum(sizes))
+    if num_top == len(top_k) and max(top_k) == 1:
+        return _most_likely_tokens(ranks.tolist(), num_top)
     whole, values, tokens = (
         part.unflatten(1, (rows, -1)).transpose(0, 1).flatten(1) if rows else part
-        for part, rows in zip(ranks.split(sizes, dim=1), (num_whole, num_top, num_top), strict=True)
+        for part, rows in zip(ranks.split(sizes, dim=1), (len(top_k) - num_top, num_top, num_top), strict=True)
     )
-    whole_rows, finite = iter(whole[:, :vocab_size]), True
-    if num_whole:
-        finite = bool(torch.isfinite(whole[:, :vocab_size]).all())
+    whole = whole[:, :vocab_size]
+    finite = num_top == len(top_k) or bool(torch.isfinite(whole).all())
     if num_top:
-        tokens = tokens.long()
         values, order = values.sort(dim=1, descending=True, stable=True)  # shards are in the order of tokens
-        tokens = tokens.gather(1, order)
+        tokens = tokens.long().gather(1, order)
         finite &= all(map(math.isfinite, values[:, 0].tolist()))
+    whole_rows = iter(whole)
     top_rows = iter(map(Candidates, values, tokens, tokens[:, 0].tolist()) if num_top else ())
-    return Logits([next(top_rows) if top else next(whole_rows) for top in is_top.tolist()], finite=finite)
+    return Logits([next(top_rows) if k else next(whole_rows) for k in top_k], finite=finite)
+
+
+def _most_likely_tokens(ranks: list[list[float]], num_rows: int) -> Logits:
+    """From every rank's best logits, then their tokens. A few numbers: plain Python is faster than tensors."""
+    rows: list[Row] = []
+    finite = True
+    for row in range(num_rows):
+        logits = [rank[row] for rank in ranks]
+        finite &= not any(map(math.isnan, logits)) and math.isfinite(best := max(logits))
+        rows.append(int(ranks[logits.index(best)][num_rows + row]) if finite else 0)
+    return Logits(rows, finite=finite)
 
 
 def _candidates_per_rank(batch: StepBatch, head_rows: int) -> int:
-    return min(int(batch.row_top_k.max()), head_rows) if len(batch.row_top_k) else 0
+    return min(max(batch.row_top_k, default=0), head_rows)

@@ -27,17 +27,15 @@ class StepBatch:
     sequences: tuple[SequenceSlice, ...]
     logit_rows: torch.Tensor
     """[rows] int64: tokens whose logits are wanted"""
-    row_top_k: torch.Tensor
-    """[rows] int64: how many of the most likely tokens are enough; 0 asks for all logits"""
+    row_top_k: tuple[int, ...]
+    """For each of these rows, how many of the most likely tokens are enough; 0 asks for all logits."""
 
     @classmethod
     def with_whole_rows(
         cls, token_ids: torch.Tensor, sequences: tuple[SequenceSlice, ...], logit_rows: torch.Tensor
     ) -> StepBatch:
         """A step that asks for all logits of its rows."""
-        return cls(
-            token_ids=token_ids, sequences=sequences, logit_rows=logit_rows, row_top_k=torch.zeros_like(logit_rows)
-        )
+        return cls(token_ids=token_ids, sequences=sequences, logit_rows=logit_rows, row_top_k=(0,) * len(logit_rows))
 
     @property
     def positions(self) -> torch.Tensor:

@@ -17,7 +17,7 @@ def encode(batch: StepBatch, engine: int = 0) -> bytes:
     slices = [[s.slot, s.num_tokens, s.past, s.first_block, len(s.blocks)] for s in batch.sequences]
     blocks = [block for s in batch.sequences for block in s.blocks]
     parts = [np.array(head), np.array(slices).reshape(-1), batch.token_ids.numpy()]
-    parts += [batch.logit_rows.numpy(), batch.row_top_k.numpy()]
+    parts += [batch.logit_rows.numpy(), np.array(batch.row_top_k, dtype=np.int64)]
     message: bytes = np.concatenate([*parts, np.array(blocks, dtype=np.int64)]).astype(np.int32).tobytes()
     return message
 
@@ -47,6 +47,6 @@ def decode(message: bytes) -> tuple[int, StepBatch] | None:
             for slot, new, past, first_block, count in slices
         ),
         logit_rows=rows,
-        row_top_k=top_k,
+        row_top_k=tuple(top_k.tolist()),
     )
     return engine, batch

@@ -57,6 +57,8 @@ class Sampler:
     def next_token(self, logits: Row, num_generated: int) -> int:
         """logits: not changed; candidates only where `num_candidates` said so."""
         params = self.params
+        if isinstance(logits, int):
+            return logits
         if isinstance(logits, Candidates):
             return logits.first if params.is_greedy else self._draw(logits)
         if len(self._biased):
@@ -117,7 +119,7 @@ class Sampler:
         logits = torch.where(self._seen, logits * factor, logits)
         return logits - params.frequency_penalty * self._counts - params.presence_penalty * (self._counts > 0)
 
-    def _draw(self, logits: Row) -> int:
+    def _draw(self, logits: torch.Tensor | Candidates) -> int:
         params = self.params
         if isinstance(logits, Candidates):
             values, tokens = logits.values[: params.top_k], logits.tokens[: params.top_k]

@@ -248,7 +248,7 @@ class Scheduler:
             token_ids=torch.tensor(tokens),
             sequences=tuple(slices),
             logit_rows=torch.tensor([row for row, _ in rows], dtype=torch.int64),
-            row_top_k=torch.tensor([top_k for _, top_k in rows], dtype=torch.int64),
+            row_top_k=tuple(top_k for _, top_k in rows),
         )
         return Step(batch, complete)
 

@@ -24,7 +24,7 @@ def gather(logits: torch.Tensor, top_k: list[int], num_ranks: int) -> Logits:
         token_ids=torch.zeros(len(top_k), dtype=torch.int64),
         sequences=(),
         logit_rows=torch.arange(len(top_k)),
-        row_top_k=torch.tensor(top_k, dtype=torch.int64),
+        row_top_k=tuple(top_k),
     )
     shards = [logits[:, rank * head_rows : (rank + 1) * head_rows] for rank in range(num_ranks)]
     packed = [
@@ -54,9 +54,13 @@ def test_rows_are_whole_or_have_their_most_likely_tokens(
         if not count:
             assert torch.equal(torch.as_tensor(row), expected)
             continue
-        assert isinstance(row, Candidates)
         likely = min(count, vocab_size)
         values, tokens = expected.sort(descending=True, stable=True)
+        if isinstance(row, int):
+            assert max(top_k) == 1
+            assert row == tokens[0]
+            continue
+        assert isinstance(row, Candidates)
         assert torch.equal(row.values[:likely], values[:likely])
         assert torch.equal(row.tokens[:likely], tokens[:likely])
         assert row.first == tokens[0]
