@@ -10,7 +10,6 @@ import pytest
 import torch
 
 trt = pytest.importorskip("tensorrt_rtx")
-ml_dtypes = pytest.importorskip("ml_dtypes")
 
 from pt_trtllm.testing.network_evaluator import CollectiveLog, NotEvaluated, World  # noqa: E402
 from pt_trtllm.testing.small_network import Network, computed  # noqa: E402
@@ -251,5 +250,5 @@ def test_inputs_must_fit_the_network() -> None:
     network = Network()
     output = network.trt.add_identity(network.input(floats(2, 3, 4))).get_output(0)
     network.feeds["input0"] = torch.zeros(2, 3, 5)
-    with pytest.raises(NotEvaluated, match=r"input0: computed \[2, 3, 5\], the network declares \[2, 3, 4\]"):
+    with pytest.raises(NotEvaluated, match=r"input0: computed .* \[2, 3, 5\], the network declares FLOAT \[2, 3, 4\]"):
         network.outputs(output)

@@ -33,6 +33,30 @@ class Node:
     outputs: tuple[Any, ...]
 
 
+@dataclass(frozen=True)
+class Declaration:
+    """What TensorRT infers for a tensor."""
+
+    name: str
+    data_type: Any
+    held_as: torch.dtype
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tensor: Any) -> Declaration:
+        return cls(tensor.name, tensor.dtype, held_type(tensor.dtype), tuple(tensor.shape))
+
+    def check(self, value: torch.Tensor) -> None:
+        fits = len(self.shape) == value.dim() and all(
+            d in (-1, s) for d, s in zip(self.shape, value.shape, strict=True)
+        )
+        if value.dtype != self.held_as or not fits:
+            raise NotEvaluated(
+                f"{self.name}: computed {value.dtype} {list(value.shape)}, "
+                f"the network declares {self.data_type.name} {list(self.shape)}"
+            )
+
+
 class RankNetwork:
     """A network prepared for evaluation: layers in an order in which inputs come before their uses."""
 
@@ -44,6 +68,8 @@ class RankNetwork:
         trt = sys.modules[type(network).__module__]
         self._nodes = self._ordered([self._node(trt, network.get_layer(i)) for i in range(network.num_layers)])
         self._constants: dict[int, torch.Tensor] = {}
+        tensors = [*self.inputs.values(), *(tensor for node in self._nodes for tensor in node.outputs)]
+        self._declared = {id(tensor): Declaration.of(tensor) for tensor in tensors}
         self.caches = self._find_caches()
         """Cache input -> the output that shares its memory."""
 
@@ -111,9 +137,6 @@ class RankNetwork:
 
     def _checked(self, tensor: Any, value: torch.Tensor) -> torch.Tensor:
         """TensorRT infers type and shape of every tensor: what is computed here must fit them."""
-        if value.dtype != held_type(tensor.dtype):
-            raise NotEvaluated(f"{tensor.name}: computed {value.dtype}, the network declares {tensor.dtype.name}")
-        declared = tuple(tensor.shape)
-        if len(declared) != value.dim() or any(d not in (-1, s) for d, s in zip(declared, value.shape, strict=True)):
-            raise NotEvaluated(f"{tensor.name}: computed {list(value.shape)}, the network declares {list(declared)}")
-        return rounded(value, tensor.dtype) if self.declared_types else value
+        declared = self._declared[id(tensor)]
+        declared.check(value)
+        return rounded(value, declared.data_type) if self.declared_types else value

@@ -38,15 +38,18 @@ class World:
                 shape = (batch_size if batch < 0 else batch, heads, max_length if length < 0 else length, head_dim)
                 caches[name] = torch.full(shape, UNWRITTEN)
 
-    def step(self, feeds: Sequence[Mapping[str, torch.Tensor]]) -> list[Values]:
-        """Every rank's outputs, without the caches, which are kept for the next step."""
-        walks: list[Walk] = [
-            rank.walk({**feed, **caches}) for rank, feed, caches in zip(self._ranks, feeds, self._caches, strict=True)
-        ]
-        outputs = self._run(walks)
+    def step(self, feeds: Sequence[Mapping[str, torch.Tensor]], rows: slice = slice(None)) -> list[Values]:
+        """Every rank's outputs, without the caches, which are kept for the next step.
+
+        `rows` are the sequences whose part of the caches is bound, as a runtime does to compute one of a batch.
+        """
+        bound = [{name: cache[rows] for name, cache in caches.items()} for caches in self._caches]
+        outputs = self._run(
+            [rank.walk({**feed, **caches}) for rank, feed, caches in zip(self._ranks, feeds, bound, strict=True)]
+        )
         for rank, caches, values in zip(self._ranks, self._caches, outputs, strict=True):
             for cache, updated in rank.caches.items():
-                caches[cache] = values.pop(updated)
+                caches[cache][rows] = values.pop(updated)
         return outputs
 
     def _run(self, walks: Sequence[Walk]) -> list[Values]:
