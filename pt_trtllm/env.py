@@ -100,6 +100,13 @@ LOAD_TIMEOUT_S = Variable(
 NUM_THREADS = Variable(
     "PT_NUM_THREADS", "0", _count, "a whole number", "Compute threads per rank; 0 shares the host's cores evenly."
 )
+CACHE_DIR = Variable(
+    "PT_CACHE_DIR",
+    "~/.cache/pt-trtllm",
+    str,
+    "a path",
+    "Where TensorRT's timing and runtime caches are kept between runs.",
+)
 
 VARIABLES = (
     PLUGIN_LIBRARY,
@@ -113,4 +120,5 @@ VARIABLES = (
     COMM_TIMEOUT_S,
     LOAD_TIMEOUT_S,
     NUM_THREADS,
+    CACHE_DIR,
 )

@@ -29,7 +29,7 @@ def command(path: Path, as_json: bool, verify: bool, tensors: bool) -> None:
     folder = path if path.is_dir() else path.parent
     info = _converted(folder, verify) if (folder / MANIFEST).is_file() else _source(folder)
     if tensors:
-        info["tensors"] = {file.name: _tensors(file) for file in sorted(_tensor_files(folder))}
+        info["tensors"] = {file.name: _tensors(file) for file in sorted(_tensor_files(folder, info))}
     if as_json:
         click.echo(json.dumps(info, indent=2))
     else:
@@ -43,6 +43,9 @@ def _converted(folder: Path, verify: bool) -> dict[str, Any]:
         engine, manifest = open_bundle(folder)
         checkpoint: CheckpointConfig = engine.checkpoint
         details = {"backend": engine.backend, "limits": engine.to_json()["build_config"]}
+        if engine.backend_config:
+            details["backend_config"] = _backend_config(engine.backend_config)
+            details["ranks"] = manifest.get("ranks", [])
     elif kind == "checkpoint":
         checkpoint, manifest = open_checkpoint(folder)
     else:
@@ -63,6 +66,21 @@ def _converted(folder: Path, verify: bool) -> dict[str, Any]:
         "mapping": _mapping(checkpoint.mapping),
         "sync_plan": _plan(checkpoint.model, checkpoint.mapping),
     }
+
+
+def _backend_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The tensors of an engine by name: type, and the range of every axis in each profile."""
+    tensors = {
+        tensor["name"]: f"{tensor['mode']} {tensor['dtype']}"
+        + "".join(f", {profile} {_ranges(tensor[profile])}" for profile in config.get("profiles", []))
+        + (f", in place of {tensor['aliases']}" if "aliases" in tensor else "")
+        for tensor in config.get("tensors", [])
+    }
+    return {**config, "tensors": tensors}
+
+
+def _ranges(axes: list[list[int]]) -> str:
+    return f"[{', '.join(str(low) if low == high else f'{low}..{high}' for low, _, high in axes)}]"
 
 
 def _source(folder: Path) -> dict[str, Any]:
@@ -102,7 +120,10 @@ def _describe(point: SyncPoint) -> str:
     return f"{point.kind} over {point.group_size} ranks: {where}"
 
 
-def _tensor_files(folder: Path) -> Sequence[Path]:
+def _tensor_files(folder: Path, info: dict[str, Any]) -> Sequence[Path]:
+    """Serialized engines cannot be opened without their GPU: what is known of their tensors is shown anyway."""
+    if "backend_config" in info:
+        return []
     return [*folder.glob("rank*.safetensors"), *folder.glob("rank*.engine"), *folder.glob("model*.safetensors")]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pt_trtllm.checkpoint.artifact import new_folder, write_json, write_manifest
 from pt_trtllm.checkpoint.rank_files import open_checkpoint
-from pt_trtllm.engine.bundle import KIND, BuildLimits, EngineConfig
+from pt_trtllm.engine.bundle import KIND, BackendOptions, BuildLimits, EngineConfig
 from pt_trtllm.engine.registry import backend_module
 
 Progress = Callable[[int, int], None]
@@ -19,6 +19,7 @@ Progress = Callable[[int, int], None]
 class BuildOptions:
     backend: str = "cpu"
     limits: BuildLimits = field(default_factory=BuildLimits)
+    backend_options: BackendOptions = field(default_factory=BackendOptions)
     force: bool = False
 
 
@@ -29,11 +30,16 @@ def build(
     backend = backend_module(options.backend)
     checkpoint, manifest = open_checkpoint(checkpoint_dir)
     limits = options.limits.resolve(checkpoint.model.max_position_embeddings)
-    config = EngineConfig(backend=options.backend, checkpoint=checkpoint, limits=limits)
+    config = EngineConfig(
+        backend=options.backend,
+        checkpoint=checkpoint,
+        limits=limits,
+        backend_config=backend.settle(checkpoint, limits, options.backend_options),
+    )
     with new_folder(output_dir, source=checkpoint_dir, force=options.force) as folder:
-        backend.build_ranks(checkpoint_dir, manifest, config, folder, progress)
+        details = backend.build_ranks(checkpoint_dir, manifest, config, folder, progress, options.backend_options)
         if (checkpoint_dir / "tokenizer").is_dir():
             shutil.copytree(checkpoint_dir / "tokenizer", folder / "tokenizer")
         write_json(folder / "config.json", config.to_json())
-        write_manifest(folder, KIND, {"backend": options.backend, "world_size": checkpoint.world_size})
+        write_manifest(folder, KIND, {"backend": options.backend, "world_size": checkpoint.world_size, **details})
     return config

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,16 +56,39 @@ class BuildLimits:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BackendOptions:
+    """How to build, for the backends that can be told."""
+
+    targets: tuple[str, ...] = ()
+    """Compute capabilities of the GPUs that will run the engine, like "sm89"."""
+    gather_context_logits: bool = False
+    """Whether the logits of all tokens of a prompt can be asked for."""
+    workers: int = 0
+    """Ranks built at a time; 0 takes as many as memory and cores allow."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise ConfigError(f"build options: workers is {self.workers}, expected 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """Everything `config.json` of an engine says."""
 
     backend: str
     checkpoint: CheckpointConfig
     limits: BuildLimits
+    backend_config: dict[str, Any] = field(default_factory=dict)
+    """What only this backend reads."""
 
     @property
     def mapping(self) -> Mapping:
         return self.checkpoint.mapping
+
+    @property
+    def has_fixed_cache(self) -> bool:
+        """Whether the KV cache has its size from the build: on GPUs, a row for each of `max_batch_size` sequences."""
+        return self.backend == "tensorrt"
 
     def to_json(self) -> dict[str, Any]:
         """TensorRT-LLM's shape: `pretrained_config` and `build_config`."""
@@ -74,6 +97,7 @@ class EngineConfig:
             "backend": self.backend,
             "pretrained_config": self.checkpoint.to_json(),
             "build_config": dataclasses.asdict(self.limits),
+            **({"backend_config": self.backend_config} if self.backend_config else {}),
         }
 
     @classmethod
@@ -83,6 +107,7 @@ class EngineConfig:
                 backend=data["backend"],
                 checkpoint=CheckpointConfig.from_json(data["pretrained_config"], where),
                 limits=BuildLimits(**data["build_config"]),
+                backend_config=data.get("backend_config", {}),
             )
         except (KeyError, TypeError) as error:
             raise ConfigError(f"{where}: not an engine config written by pt-trtllm build: {error!r}") from None

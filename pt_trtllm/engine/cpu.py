@@ -14,12 +14,12 @@ from typing import Any, Protocol
 
 import torch
 
-from pt_trtllm.checkpoint.rank_files import RankReader, rank_specs
+from pt_trtllm.checkpoint.rank_files import CheckpointConfig, RankReader, rank_specs
 from pt_trtllm.checkpoint.safetensors_io import DeclaredTensor, SafetensorsWriter, read_header
 from pt_trtllm.checkpoint.spec import EMBEDDING, OUTPUT_PROJECTION, TensorSpec
 from pt_trtllm.comm.base import Communicator
-from pt_trtllm.engine.bundle import EngineConfig, engine_file
-from pt_trtllm.errors import EngineError
+from pt_trtllm.engine.bundle import BackendOptions, BuildLimits, EngineConfig, engine_file
+from pt_trtllm.errors import ConfigError, EngineError
 from pt_trtllm.network.decoder import pt_decoder
 from pt_trtllm.network.kv_cache import KV_CACHE_DTYPES, cache_type, make_cache
 from pt_trtllm.network.logits import Logits, unpack
@@ -33,13 +33,25 @@ FORMAT = "pt-cpu-engine-2"
 SCALES = ("weights_scaling_factor", "per_channel_scale", "zero")
 
 
+def settle(checkpoint: CheckpointConfig, limits: BuildLimits, options: BackendOptions) -> dict[str, Any]:
+    """Nothing to decide: an engine runs on every processor, and gives any logits."""
+    if options.targets:
+        raise ConfigError(
+            f"--target {','.join(options.targets)}: backend cpu builds for no GPU; leave it out, "
+            "or use --backend tensorrt"
+        )
+    return {}
+
+
 def build_ranks(
     checkpoint_dir: Path,
     manifest: dict[str, Any],
     config: EngineConfig,
     folder: Path,
     progress: Callable[[int, int], None],
-) -> None:
+    options: BackendOptions,
+) -> dict[str, Any]:
+    """One file per rank; there is nothing to add to the manifest."""
     num_ranks = config.checkpoint.world_size
     for rank in range(num_ranks):
         reader = RankReader(checkpoint_dir, config.checkpoint, manifest, rank)
@@ -49,6 +61,7 @@ def build_ranks(
 
         write_rank(folder, config, rank, reader, tick)
         reader.close()
+    return {}
 
 
 class RankSource(Protocol):
@@ -96,6 +109,8 @@ def _engine_name(spec: TensorSpec, part: str) -> str:
 class CpuEngine:
     """One rank's engine, opened: `forward` runs a step over this rank's share of the model."""
 
+    shares_blocks = True
+
     def __init__(
         self,
         folder: Path,
@@ -104,7 +119,7 @@ class CpuEngine:
         num_blocks: int,
         kv_cache_dtype: str = KV_CACHE_DTYPES[0],
     ) -> None:
-        self.config, self.comm = config, comm
+        self.config, self.comm, self.num_passes = config, comm, 0
         self.mapping = config.mapping.for_rank(comm.rank)
         checkpoint, limits = config.checkpoint, config.limits
         tensors = map_tensors(folder / engine_file(comm.rank), config, comm.rank)
@@ -123,6 +138,7 @@ class CpuEngine:
     @torch.inference_mode()
     def forward(self, batch: StepBatch) -> Logits | None:
         """The logits on rank 0, nothing elsewhere."""
+        self.num_passes += 1
         graph = TorchGraph(self.weights, self.cache, self.comm, batch, self.mapping.tracks_per_rank)
         if self.program is not None and len(batch.token_ids) <= self.program.capacity:
             gathered = self.program.run(graph)

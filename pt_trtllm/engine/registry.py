@@ -7,8 +7,8 @@ from types import ModuleType
 
 from pt_trtllm.errors import EngineError
 
-BACKENDS = {"cpu": "pt_trtllm.engine.cpu"}
-PLANNED = ("tensorrt", "tensorrt-llm")
+BACKENDS = {"cpu": "pt_trtllm.engine.cpu", "tensorrt": "pt_trtllm.engine.tensorrt.backend"}
+PLANNED = ("tensorrt-llm",)
 
 
 def backend_module(name: str) -> ModuleType:

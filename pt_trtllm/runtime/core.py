@@ -31,6 +31,10 @@ class Engine(Protocol):
 
     config: EngineConfig
     comm: Communicator
+    num_passes: int
+    """Passes over the network so far; a step may take several."""
+    shares_blocks: bool
+    """Whether sequences can use the same blocks of the KV cache."""
 
     def forward(self, batch: StepBatch) -> Logits | None:
         """The logits on rank 0, nothing elsewhere."""
@@ -86,7 +90,7 @@ class EngineCore:
         self._proposer = proposer
         self._engine, self.config, self._tokenizer = engine, engine.config, tokenizer
         num_blocks = options.num_blocks(engine.config)
-        self._blocks = BlockManager(num_blocks, BLOCK_TOKENS, reuse=options.enable_block_reuse)
+        self._blocks = BlockManager(num_blocks, BLOCK_TOKENS, reuse=options.enable_block_reuse and engine.shares_blocks)
         self._scheduler = Scheduler(engine.config.limits, self._blocks, options.scheduler_policy)
         self._planned = sync_counts(sync_plan(engine.config.checkpoint.model, engine.config.mapping))
         self._guides = Guides(tokenizer, engine.config.checkpoint.model)
@@ -153,7 +157,7 @@ class EngineCore:
         stats.seconds_in_collectives = sum(comm.seconds.values())
         stats.seconds_in_forward, stats.seconds_in_broadcast = (self.trace.seconds[k] for k in ("forward", "broadcast"))
         stats.seconds_in_service = self.trace.seconds["messages"] + self.trace.seconds["report"]
-        passes = stats.forward_passes
+        passes = self._engine.num_passes
         if comm.counts != {kind: count * passes for kind, count in self._planned.items()}:
             raise CommunicationError(
                 f"{passes} passes made collectives {comm.counts}; planned per pass: {self._planned}"

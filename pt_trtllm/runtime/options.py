@@ -53,6 +53,8 @@ class RuntimeOptions:
         if self.max_tokens_in_paged_kv_cache:
             return max(1, self.max_tokens_in_paged_kv_cache // BLOCK_TOKENS)
         wanted = per_sequence * limits.max_batch_size
+        if config.has_fixed_cache:
+            return wanted
         affordable = int(_available_bytes() * self.kv_cache_free_mem_fraction / self._block_bytes_per_host(config))
         return max(1, min(wanted, affordable))
 

@@ -63,13 +63,13 @@ def chosen_experts(layers: Layers, experts: Tensor, name: str, parts: Parts, dty
 def _int4_experts(
     layers: Layers, experts: Tensor, packed: Tensor, name: str, parts: Parts, dtype: torch.dtype
 ) -> Tensor:
-    """There is no gather of 4-bit values: bytes are gathered, and split by exact arithmetic in float32.
+    """There is no gather of 4-bit values: bytes are gathered, and split by arithmetic.
 
     With its top bit flipped, a byte read as signed is 16 * (high - 8) + low.
     """
     tracks, _, rows, half = parts["weight"].shape
     groups = parts["zero"].shape[-1]
-    value = _widened(layers, packed, name, torch.float32)
+    value = _widened(layers, packed, name, dtype)  # up to 128 in size: exact in every type, and so are the steps
     high = layers.unary("FLOOR", layers.scaled(value, 1 / 16))
     low = layers.add(layers.elementwise("SUB", value, layers.scaled(high, 16.0)), layers.scalar(-8.0, value))
     pairs = [layers.reshape(part, (tracks, -1, rows * half, 1)) for part in (low, high)]
@@ -81,7 +81,7 @@ def _int4_experts(
         )
         for key in ("weights_scaling_factor", "zero")
     )
-    weight = layers.cast(layers.add(layers.mul(codes, scale), zero), dtype)
+    weight = layers.cast(layers.add(layers.mul(layers.cast(codes, torch.float32), scale), zero), dtype)
     return layers.reshape(weight, (tracks, -1, rows, 2 * half))
 
 
