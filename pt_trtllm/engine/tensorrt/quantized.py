@@ -2,6 +2,9 @@
 
 The codes stay codes in the engine; `IDequantizeLayer` widens them. TensorRT's int4 is signed and symmetric, ours has a
 zero per group: w = (q - 8) * scale + zero, so x @ w^T = x @ dequantized^T + (sums of x over groups) @ zero^T.
+
+Experts are gathered first, and TensorRT gathers no quantised constants: their codes travel as int32, 4 or 8 in each,
+and are taken apart by whole-number arithmetic.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import torch
 
 from pt_trtllm.engine.tensorrt.layers import Layers, Tensor
 from pt_trtllm.engine.tensorrt.weights import Parts
+from pt_trtllm.errors import EngineError
 
 SIGN_BITS = 0x88
 """Flips codes 0..15 to two's complement of -8..7, two at a time."""
@@ -50,30 +54,22 @@ def _dequantize(layers: Layers, codes: Tensor, scale: Tensor, like: Tensor, shap
 def chosen_experts(layers: Layers, experts: Tensor, name: str, parts: Parts, dtype: torch.dtype) -> Tensor:
     """The weights of some experts of each track: [tracks, experts, out, in] and [tracks, chosen] to
     [tracks, chosen, out, in]. Only what is chosen is read and widened."""
-    weight = _gathered(layers, experts, name, parts["weight"])
-    if "per_channel_scale" in parts:
-        codes = _widened(layers, weight, name, dtype)
+    weight = parts["weight"]
+    if weight.dtype.is_floating_point:
+        return _gathered(layers, experts, name, weight)
+    bits = 4 if weight.dtype == torch.uint8 else 8
+    if weight.shape[-1] % 4:
+        raise EngineError(
+            f"{name}: {weight.shape[-1] * 8 // bits} inputs of {bits} bits do not fill whole 32-bit words; "
+            "convert without quantization"
+        )
+    tracks, _, rows, _ = weight.shape
+    codes = _unpacked(layers, _gathered(layers, experts, name, weight.view(torch.int32)), bits)
+    if bits == 8:
         scale = _gathered(layers, experts, f"{name}.scale", parts["per_channel_scale"][..., None])
-        return layers.mul(codes, scale)
-    if "zero" in parts:
-        return _int4_experts(layers, experts, weight, name, parts, dtype)
-    return weight
-
-
-def _int4_experts(
-    layers: Layers, experts: Tensor, packed: Tensor, name: str, parts: Parts, dtype: torch.dtype
-) -> Tensor:
-    """There is no gather of 4-bit values: bytes are gathered, and split by arithmetic.
-
-    With its top bit flipped, a byte read as signed is 16 * (high - 8) + low.
-    """
-    tracks, _, rows, half = parts["weight"].shape
+        return layers.mul(layers.cast(codes, dtype), scale)
     groups = parts["zero"].shape[-1]
-    value = _widened(layers, packed, name, dtype)  # up to 128 in size: exact in every type, and so are the steps
-    high = layers.unary("FLOOR", layers.scaled(value, 1 / 16))
-    low = layers.add(layers.elementwise("SUB", value, layers.scaled(high, 16.0)), layers.scalar(-8.0, value))
-    pairs = [layers.reshape(part, (tracks, -1, rows * half, 1)) for part in (low, high)]
-    codes = layers.reshape(layers.concat(pairs, axis=3), (tracks, -1, rows * groups, 2 * half // groups))
+    grouped = layers.reshape(codes, (tracks, -1, rows * groups, 2 * weight.shape[-1] // groups))
     scale, zero = (
         layers.cast(
             layers.reshape(_gathered(layers, experts, f"{name}.{key}", parts[key]), (tracks, -1, rows * groups, 1)),
@@ -81,20 +77,36 @@ def _int4_experts(
         )
         for key in ("weights_scaling_factor", "zero")
     )
-    weight = layers.cast(layers.add(layers.mul(layers.cast(codes, torch.float32), scale), zero), dtype)
-    return layers.reshape(weight, (tracks, -1, rows, 2 * half))
+    values = layers.add(layers.mul(layers.cast(grouped, torch.float32), scale), zero)
+    return layers.reshape(layers.cast(values, dtype), (tracks, -1, rows, 2 * weight.shape[-1]))
 
 
 def _gathered(layers: Layers, experts: Tensor, name: str, values: torch.Tensor) -> Tensor:
     """Along the axis of experts, for each track its own."""
-    if values.dtype == torch.uint8:
-        values = (values ^ 0x80).view(torch.int8)
     layer = layers.network.add_gather(layers.constant(name, values), experts, 1)
     layer.num_elementwise_dims = 1
     return layers.output(layer)
 
 
-def _widened(layers: Layers, codes: Tensor, name: str, dtype: torch.dtype) -> Tensor:
-    """int8 codes as numbers."""
-    one = layers.constant(f"one {dtype}", torch.ones((), dtype=dtype))
-    return layers.output(layers.network.add_dequantize(codes, one, layers.library.dtype(dtype)))
+def _unpacked(layers: Layers, words: Tensor, bits: int) -> Tensor:
+    """int32 [tracks, chosen, rows, words] to its signed codes, int32 [tracks, chosen, rows, words * 32 / bits].
+
+    The lowest bits are the first code. 8 bits are a two's complement, 4 bits a code 0..15 that means 8 less.
+    """
+    tracks, _, rows, width = words.shape
+    base = 1 << bits
+    parts = []
+    for _ in range(32 // bits):
+        rest = _floor_div(layers, words, base)
+        code = layers.elementwise("SUB", words, layers.scaled(rest, base))
+        if bits == 8:
+            code = layers.elementwise("SUB", code, layers.scaled(_floor_div(layers, code, base // 2), base))
+        else:
+            code = layers.add(code, layers.scalar(-base // 2, code))
+        parts.append(layers.reshape(code, (tracks, -1, rows * width, 1)))
+        words = rest
+    return layers.reshape(layers.concat(parts, axis=3), (tracks, -1, rows, width * 32 // bits))
+
+
+def _floor_div(layers: Layers, x: Tensor, divisor: int) -> Tensor:
+    return layers.elementwise("FLOOR_DIV", x, layers.scalar(divisor, x))
