@@ -57,11 +57,11 @@ class TensorrtWorld:
             prompt = len(tokens) - num_decoded
             for first in range(0, prompt, chunk):
                 last = min(first + chunk, prompt)
-                step = _step([tokens[first:last]], [first], list(range(last - first)))
+                step = _step([list(tokens[first:last])], [first], list(range(last - first)))
                 logits[row].append(self._execute(step, slice(row, row + 1)))
         for decoded in range(num_decoded):
             at = [len(tokens) - num_decoded + decoded for tokens in sequences]
-            ids = [[tokens[position]] for tokens, position in zip(sequences, at, strict=True)]
+            ids: list[list[int]] = [[tokens[position]] for tokens, position in zip(sequences, at, strict=True)]
             step = _step([*ids, [0]], [*at, self.limits.max_seq_len], list(range(len(sequences) + 1)))
             for row, values in enumerate(self._execute(step)[:-1]):
                 logits[row].append(values[None])
