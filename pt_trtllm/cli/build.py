@@ -13,7 +13,7 @@ from pt_trtllm.cli.options import EXISTING_FILE, EXISTING_FOLDER, FOLDER, progre
 from pt_trtllm.engine.build import BuildOptions, build
 from pt_trtllm.engine.bundle import BackendOptions, BuildLimits
 from pt_trtllm.engine.recipe import GIB, Recipe, rank_memory, read_recipe
-from pt_trtllm.engine.registry import BACKENDS, PLANNED
+from pt_trtllm.engine.registry import BACKENDS
 from pt_trtllm.errors import ConfigError
 
 DEFAULTS = BuildLimits()
@@ -26,7 +26,7 @@ FROM_RECIPE = ("backend", "target", "max_batch_size", "max_input_len", "max_seq_
 @click.option("--output-dir", type=FOLDER, help="Engine folder to write; made whole or not at all.")
 @click.option("--recipe", type=EXISTING_FILE, help="A YAML file with the limits and the hardware to build for.")
 @click.option("--dry-run", is_flag=True, help="Only count the memory of a rank; builds nothing.")
-@click.option("--backend", type=click.Choice([*BACKENDS, *PLANNED]), default="cpu", show_default=True)
+@click.option("--backend", type=click.Choice([*BACKENDS]), default="cpu", show_default=True)
 @click.option("--target", default="", help="GPUs to build for, like sm89,sm120.  [default: the one present]")
 @click.option(
     "--max-batch-size", type=int, default=DEFAULTS.max_batch_size, show_default=True, help="Sequences at once."

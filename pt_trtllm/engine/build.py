@@ -40,6 +40,7 @@ def build(
         details = backend.build_ranks(checkpoint_dir, manifest, config, folder, progress, options.backend_options)
         if (checkpoint_dir / "tokenizer").is_dir():
             shutil.copytree(checkpoint_dir / "tokenizer", folder / "tokenizer")
-        write_json(folder / "config.json", config.to_json())
+        engine_json = getattr(backend, "engine_json", None)  # where another runtime reads config.json, too
+        write_json(folder / "config.json", engine_json(config, folder) if engine_json else config.to_json())
         write_manifest(folder, KIND, {"backend": options.backend, "world_size": checkpoint.world_size, **details})
     return config

@@ -106,7 +106,7 @@ class EngineConfig:
             return cls(
                 backend=data["backend"],
                 checkpoint=CheckpointConfig.from_json(data["pretrained_config"], where),
-                limits=BuildLimits(**data["build_config"]),
+                limits=BuildLimits(**data.get("limits", data["build_config"])),
                 backend_config=data.get("backend_config", {}),
             )
         except (KeyError, TypeError) as error:

@@ -7,14 +7,15 @@ from types import ModuleType
 
 from pt_trtllm.errors import EngineError
 
-BACKENDS = {"cpu": "pt_trtllm.engine.cpu", "tensorrt": "pt_trtllm.engine.tensorrt.backend"}
-PLANNED = ("tensorrt-llm",)
+BACKENDS = {
+    "cpu": "pt_trtllm.engine.cpu",
+    "tensorrt": "pt_trtllm.engine.tensorrt.backend",
+    "tensorrt-llm": "pt_trtllm.engine.tensorrt_llm.backend",
+}
 
 
 def backend_module(name: str) -> ModuleType:
     """The module that builds and opens engines of a backend."""
-    if name in PLANNED:
-        raise EngineError(f"backend {name} is planned, not built yet in this version; use --backend cpu")
     if name not in BACKENDS:
         raise EngineError(f"backend is {name!r}, expected one of {sorted(BACKENDS)}")
     return importlib.import_module(BACKENDS[name])
