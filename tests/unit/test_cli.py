@@ -58,16 +58,6 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     assert "model_type 'mamba' is none of the known formats (tamm, pt, llama)" in line
 
 
-def test_planned_backends_say_so(make_source: MakeSource, tmp_path: Path) -> None:
-    invoke("convert", "--model-dir", make_source(), "--output-dir", tmp_path / "c")
-    result = invoke(
-        "build", "--checkpoint-dir", tmp_path / "c", "--output-dir", tmp_path / "e", "--backend", "tensorrt"
-    )
-    assert isinstance(result.exception, PtError)
-    assert "planned" in str(result.exception)
-    assert not (tmp_path / "e").exists()
-
-
 @pytest.mark.parametrize(
     ("args", "message"),
     [
