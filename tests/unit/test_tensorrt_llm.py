@@ -83,6 +83,41 @@ def test_the_installed_tensorrt_llm_keeps_the_contract() -> None:
     check_contract()
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not INSTALLED, reason="tensorrt_llm is not installed")
+@pytest.mark.parametrize(("num_tracks", "inside"), [(4, 0), (2, 8)])
+def test_the_installed_tensorrt_llm_defines_the_planned_all_reduces(
+    num_tracks: int, inside: int, make_source: Any, tmp_path: Path
+) -> None:
+    """The real network of rank 0, as its builder defines it, counted by plugins."""
+    import tensorrt as trt
+    from tensorrt_llm.builder import Builder
+    from tensorrt_llm.network import net_guard
+
+    from pt_trtllm.engine.tensorrt_llm.backend import rank_model, settle
+
+    source = make_source(num_tracks=num_tracks)
+    convert(source, tmp_path / "checkpoint", ConvertOptions(source="tamm", world_size=4, dtype="float16"))
+    checkpoint, _ = open_checkpoint(tmp_path / "checkpoint")
+    settle(checkpoint, LIMITS, BackendOptions())
+    config = EngineConfig(backend="tensorrt-llm", checkpoint=checkpoint, limits=LIMITS)
+    model, network = rank_model(tmp_path / "checkpoint", config, 0), Builder().create_network()
+    network.plugin_config.paged_kv_cache = True
+    with net_guard(network):
+        inputs = model.prepare_inputs(
+            max_batch_size=4, max_input_len=16, max_seq_len=32, max_num_tokens=16, use_cache=True
+        )
+        model(**inputs)
+    kinds = []
+    for index in range(network.trt_network.num_layers):
+        layer = network.trt_network.get_layer(index)
+        if layer.type == trt.LayerType.PLUGIN_V2:
+            layer.__class__ = trt.IPluginV2Layer
+            kinds.append(layer.plugin.plugin_type)
+    assert kinds.count("AllReduce") == 2 + inside  # 4 layers, fused after every second
+    assert kinds.count("AllGather") == 1
+
+
 @pytest.mark.usefixtures("recorder")
 def test_a_name_or_parameter_that_is_missing_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     from tensorrt_llm import functional, layers

@@ -243,6 +243,24 @@ def test_quantised_networks_agree_with_the_cpu_engine(method: str, references: R
             assert_close(found[index], logits, FLOAT32_LOGITS, f"{world_size} ranks, sequence {index}")
 
 
+@pytest.mark.parametrize("method", ["int8_wo", "int4_wo"])
+def test_quantised_weights_keep_their_values_in_half_precision_networks(
+    method: str, references: References, tmp_path: Path
+) -> None:
+    """The same network with every result rounded to its declared type, and without: codes must survive the rounding."""
+    reference, quantization = references("quantisable"), Quantization(method=method, group_size=32)
+    options = ConvertOptions(source="tamm", world_size=4, dtype="float16", quantization=quantization)
+    convert(reference.folder, tmp_path / "checkpoint", options)
+    exact, rounded = (
+        TensorrtWorld(tmp_path / "checkpoint", LIMITS, declared_types=declared).logits(
+            reference.sequences, NUM_DECODED, CHUNK
+        )
+        for declared in (False, True)
+    )
+    for index, logits in enumerate(exact):
+        assert_close(rounded[index], logits, BOUNDS["float16"], f"sequence {index}")
+
+
 def cpu_logits(checkpoint: Path, engine_dir: Path, sequences: list[list[int]]) -> list[torch.Tensor]:
     build(checkpoint, engine_dir, BuildOptions(limits=LIMITS))
     engine, options = open_engine(engine_dir, open_bundle(engine_dir)[0], LocalCommunicator(), RuntimeOptions())

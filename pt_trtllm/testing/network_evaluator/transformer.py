@@ -70,8 +70,8 @@ def attention(layer: Any, inputs: Inputs) -> list[T]:
     mask is the newest key; keys beyond it are not seen.
     """
     options = layer.attention
-    if options.normalization_quantize_scale is not None:
-        raise NotEvaluated(f"{layer.name}: quantised attention weights")
+    if options.normalization_quantize_scale is not None or getattr(options, "num_ranks", 1) != 1:
+        raise NotEvaluated(f"{layer.name}: quantised attention weights, or attention over several ranks")
     query, key, value = inputs[:3]
     mask, query_lengths, kv_lengths = (present(inputs, index) for index in (3, 5, 6))
     packed_query = options.query_form.name == "PACKED_NHD"
