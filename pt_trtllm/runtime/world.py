@@ -18,6 +18,7 @@ from typing import IO, Any, Protocol
 
 from pt_trtllm.checkpoint.artifact import check_writable
 from pt_trtllm.engine.bundle import open_bundle
+from pt_trtllm.engine.tensorrt_llm.support import runs_elsewhere
 from pt_trtllm.errors import CommunicationError, ConfigError, PtError
 from pt_trtllm.runtime.launch import WORKER_MODULE, explain_failure, launch_command, stop
 from pt_trtllm.runtime.options import RuntimeOptions
@@ -54,6 +55,8 @@ class World:
         self.config, _ = open_bundle(engine_dir)
         if options is not None and options.trace_file:
             check_writable(Path(options.trace_file))
+        if self.config.backend == "tensorrt-llm":
+            raise runs_elsewhere(engine_dir, self.config.mapping.world_size)
         if hostfile is not None and self.config.mapping.world_size == 1:
             raise ConfigError("this engine has one rank, which runs here; --hostfile is for engines of several ranks")
         self.folder = Path(tempfile.mkdtemp(prefix="pt-trtllm-"))

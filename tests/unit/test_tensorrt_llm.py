@@ -20,6 +20,7 @@ from pt_trtllm.checkpoint.rank_files import open_checkpoint
 from pt_trtllm.engine.build import BuildOptions, build
 from pt_trtllm.engine.bundle import BackendOptions, BuildLimits, EngineConfig, open_bundle
 from pt_trtllm.errors import ConfigError, EngineError
+from pt_trtllm.runtime.llm import LLM
 from pt_trtllm.testing.cases import CASES, DENSE, Case
 from pt_trtllm.testing.numeric import FLOAT32_LOGITS, assert_close, relative_error
 from pt_trtllm.testing.reference import build_model, logits_of, save_checkpoint
@@ -367,11 +368,8 @@ def test_an_engine_folder_is_readable_by_both_runtimes(make_source: Any, tmp_pat
 
 
 @pytest.mark.usefixtures("recorder")
-def test_other_engines_are_not_opened_by_our_runtime_but_say_how_to_run(make_source: Any, tmp_path: Path) -> None:
-    from pt_trtllm.comm.local import LocalCommunicator
-    from pt_trtllm.engine.tensorrt_llm.backend import open_engine
-
+def test_our_runtime_refuses_such_engines_and_says_how_to_run_them(make_source: Any, tmp_path: Path) -> None:
     convert(make_source(), tmp_path / "checkpoint", ConvertOptions(source="tamm", world_size=4))
     build(tmp_path / "checkpoint", tmp_path / "engine", BuildOptions(backend="tensorrt-llm", limits=LIMITS))
     with pytest.raises(EngineError, match=r"mpirun -n 4 python -m pt_trtllm\.engine\.tensorrt_llm\.generate"):
-        open_engine(tmp_path / "engine", open_bundle(tmp_path / "engine")[0], LocalCommunicator(), 1)
+        LLM(tmp_path / "engine")

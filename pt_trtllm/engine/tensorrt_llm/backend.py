@@ -13,7 +13,7 @@ from pt_trtllm.checkpoint.rank_files import CheckpointConfig
 from pt_trtllm.comm.base import Communicator
 from pt_trtllm.engine.bundle import BackendOptions, BuildLimits, EngineConfig, engine_file
 from pt_trtllm.engine.tensorrt_llm.registration import register
-from pt_trtllm.engine.tensorrt_llm.support import attention_windows, check_supported
+from pt_trtllm.engine.tensorrt_llm.support import attention_windows, check_supported, runs_elsewhere
 from pt_trtllm.engine.tensorrt_llm.weights import prepare_weights
 from pt_trtllm.errors import ConfigError, EngineError
 
@@ -100,8 +100,4 @@ def engine_json(config: EngineConfig, folder: Path) -> dict[str, Any]:
 
 
 def open_engine(folder: Path, config: EngineConfig, comm: Communicator, num_blocks: int) -> Any:
-    raise EngineError(
-        f"{folder}: engines of backend tensorrt-llm run in TensorRT-LLM's own runtime: "
-        f"mpirun -n {config.checkpoint.world_size} python -m pt_trtllm.engine.tensorrt_llm.generate "
-        f"--engine-dir {folder} --input-ids ..., or Triton's tensorrtllm backend (docs/tensorrt-llm.md)"
-    )
+    raise runs_elsewhere(folder, config.checkpoint.world_size)

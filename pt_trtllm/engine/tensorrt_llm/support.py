@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
 from pt_trtllm.checkpoint.rank_files import CheckpointConfig
 from pt_trtllm.config import ModelConfig
@@ -18,6 +19,15 @@ INSTALL = (
 def require_tensorrt_llm() -> None:
     if importlib.util.find_spec("tensorrt_llm") is None:
         raise EngineError(f"backend tensorrt-llm: the package tensorrt_llm is not installed here; {INSTALL}")
+
+
+def runs_elsewhere(folder: Path, world_size: int) -> EngineError:
+    """What to answer where somebody opens such an engine with this project's runtime."""
+    return EngineError(
+        f"{folder}: engines of backend tensorrt-llm run in TensorRT-LLM's own runtime: mpirun -n {world_size} "
+        f"python -m pt_trtllm.engine.tensorrt_llm.generate --engine-dir {folder} --input-ids ..., "
+        f"or Triton's tensorrtllm backend (docs/tensorrt-llm.md)"
+    )
 
 
 def check_supported(checkpoint: CheckpointConfig) -> None:
