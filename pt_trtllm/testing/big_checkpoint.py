@@ -31,8 +31,10 @@ def big_config(num_bytes: int) -> ModelConfig:
     )
 
 
-def write_big_checkpoint(folder: Path, num_bytes: int, config: ModelConfig | None = None) -> int:
-    """Random bfloat16 weights in one file; returns its size."""
+def write_big_checkpoint(
+    folder: Path, num_bytes: int, config: ModelConfig | None = None, *, distinct: bool = False
+) -> int:
+    """Random bfloat16 weights in one file; returns its size. For speed they repeat, unless they are to be `distinct`."""
     config = config or big_config(num_bytes)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"model_type": "parallel_track", **config.to_dict()}))
@@ -42,9 +44,12 @@ def write_big_checkpoint(folder: Path, num_bytes: int, config: ModelConfig | Non
             for part in locate(config, spec, track_idx, lambda layer, track: f"model.tracks.{track}.layers.{layer}."):
                 shape = (part.rows,) if len(spec.shape) == 1 else (part.rows, spec.columns)
                 declared[part.source_name] = DeclaredTensor(part.source_name, torch.bfloat16, shape)
-    block = (torch.randn(1 << 22, generator=torch.Generator().manual_seed(0)) * 0.02).to(torch.bfloat16)
+    generator = torch.Generator().manual_seed(0)
+    block = (torch.randn(1 << 22, generator=generator) * 0.02).to(torch.bfloat16)
     with SafetensorsWriter(folder / "model.safetensors", declared.values()) as writer:
         for tensor in declared.values():
             for first in range(0, total := tensor.num_bytes // 2, len(block)):
+                if distinct:
+                    block = (torch.randn(1 << 22, generator=generator) * 0.02).to(torch.bfloat16)
                 writer.write(tensor.name, block[: min(len(block), total - first)], first)
     return (folder / "model.safetensors").stat().st_size

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import sys
 from pathlib import Path
 from typing import Any, TextIO
@@ -18,6 +17,7 @@ from pt_trtllm.checkpoint.artifact import read_manifest
 from pt_trtllm.checkpoint.rank_files import KIND
 from pt_trtllm.engine.bundle import EngineConfig
 from pt_trtllm.engine.tensorrt.library import Library, load_library
+from pt_trtllm.engine.tensorrt.memory_watch import MemoryWatch
 from pt_trtllm.engine.tensorrt.messages import Messages, make_logger, make_monitor
 from pt_trtllm.engine.tensorrt.network import RankNetwork, build_network
 from pt_trtllm.engine.tensorrt.settings import TensorrtSettings
@@ -36,6 +36,7 @@ def build_rank(job: dict[str, Any], report: TextIO) -> dict[str, Any]:
     weights = MappedWeights(checkpoint_dir, config.checkpoint, read_manifest(checkpoint_dir, KIND), rank)
     network = build_network(builder, library, config, weights, rank, context_logits=settings.gather_context_logits)
     builder_config = configure(builder, library, settings, network, config.checkpoint.dtype)
+    memory = MemoryWatch()
     monitor = make_monitor(library, lambda share: print(json.dumps({"progress": share}), file=report, flush=True))
     if monitor is not None:
         builder_config.progress_monitor = monitor
@@ -45,8 +46,7 @@ def build_rank(job: dict[str, Any], report: TextIO) -> dict[str, Any]:
         raise EngineError(
             f"rank {rank}: {library.name} {library.version} could not build the engine: {messages.summary()}"
         )
-    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"layers": network.network.num_layers, "peak_bytes": peak_kib * 1024, "weight_bytes": weights.num_bytes}
+    return {"layers": network.network.num_layers, "weight_bytes": weights.num_bytes, **memory.stop()}
 
 
 def configure(builder: Any, library: Library, settings: TensorrtSettings, network: RankNetwork, dtype: str) -> Any:
