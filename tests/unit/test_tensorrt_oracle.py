@@ -59,7 +59,7 @@ class References:
     def __call__(self, name: str, dtype: str = "float32") -> Reference:
         """`dtype` is the type the weights are rounded to; the reference computes in float32."""
         if (name, dtype) not in self._made:
-            case = next(case for case in (*CASES, QUANTISABLE) if case.name == name)
+            case = next(case for case in (*CASES, *QUANTISABLE) if case.name == name)
             self._made[name, dtype] = _reference(case.config, self._folder / f"{name}-{dtype}", getattr(torch, dtype))
         return self._made[name, dtype]
 
@@ -92,8 +92,15 @@ def errors(world: TensorrtWorld, reference: Reference) -> list[float]:
     return [relative_error(*pair) for pair in zip(found, reference.logits, strict=True)]
 
 
-# Widths that groups of 32 divide, also where they are cut.
-QUANTISABLE = Case("quantisable", (1, 4), {"sparse_feed_forward_hidden_dim": 64})
+# Widths that groups of 32 divide, also where a track is cut in two.
+QUANTISABLE = (
+    Case("quantisable", (1, 4), {"sparse_feed_forward_hidden_dim": 64}),
+    Case(
+        "quantisable_split",
+        (1, 4),
+        {"num_tracks": 2, "sparse_feed_forward_hidden_dim": 64, "dense_feed_forward_hidden_dim": 128},
+    ),
+)
 RUNS = [pytest.param(case, size, id=f"{case.name}-{size}") for case in CASES for size in case.world_sizes]
 
 
@@ -228,9 +235,12 @@ def test_a_planted_error_shows(
 
 
 @pytest.mark.parametrize("method", ["int8_wo", "int4_wo"])
-def test_quantised_networks_agree_with_the_cpu_engine(method: str, references: References, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [case.name for case in QUANTISABLE])
+def test_quantised_networks_agree_with_the_cpu_engine(
+    name: str, method: str, references: References, tmp_path: Path
+) -> None:
     """The CPU engine computes with the same codes, by other kernels; one rank holds what four do."""
-    reference, quantization = references("quantisable"), Quantization(method=method, group_size=32)
+    reference, quantization = references(name), Quantization(method=method, group_size=32)
     for world_size in (1, 4):
         options = ConvertOptions(source="tamm", world_size=world_size, quantization=quantization)
         convert(reference.folder, tmp_path / f"checkpoint{world_size}", options)
