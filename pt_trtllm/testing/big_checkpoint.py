@@ -34,7 +34,7 @@ def big_config(num_bytes: int) -> ModelConfig:
 def write_big_checkpoint(
     folder: Path, num_bytes: int, config: ModelConfig | None = None, *, distinct: bool = False
 ) -> int:
-    """Random bfloat16 weights in one file; returns its size. For speed they repeat, unless they are to be `distinct`."""
+    """Random bfloat16 weights in one file; returns its size. They repeat, for speed, unless `distinct`."""
     config = config or big_config(num_bytes)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"model_type": "parallel_track", **config.to_dict()}))
