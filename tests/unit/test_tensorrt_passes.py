@@ -26,7 +26,7 @@ def step(*pieces: tuple[int, int, int], logit_rows: list[int]) -> StepBatch:
     """(slot, new tokens, past) each; tokens are numbered from 100."""
     total = sum(num_tokens for _, num_tokens, _ in pieces)
     sequences = tuple(SequenceSlice(slot=slot, num_tokens=n, past=past) for slot, n, past in pieces)
-    return StepBatch(token_ids=torch.arange(100, 100 + total), sequences=sequences, logit_rows=torch.tensor(logit_rows))
+    return StepBatch.with_whole_rows(torch.arange(100, 100 + total), sequences, torch.tensor(logit_rows))
 
 
 def test_prompts_and_single_tokens_become_passes_of_their_profiles() -> None:

@@ -15,6 +15,7 @@ from pt_trtllm.engine.tensorrt.bindings import bindings
 from pt_trtllm.engine.tensorrt.gpu import present_gpu
 from pt_trtllm.engine.tensorrt.pool import Pool, num_workers
 from pt_trtllm.engine.tensorrt.settings import TensorrtSettings, choose_library
+from pt_trtllm.errors import ConfigError
 
 if TYPE_CHECKING:
     from pt_trtllm.comm.base import Communicator
@@ -61,8 +62,15 @@ def build_ranks(
     return {"ranks": answers}
 
 
-def open_engine(folder: Path, config: EngineConfig, comm: Communicator, num_blocks: int) -> TensorrtEngine:
+def open_engine(
+    folder: Path, config: EngineConfig, comm: Communicator, num_blocks: int, kv_cache_dtype: str = "auto"
+) -> TensorrtEngine:
     """Loads this rank's engine on its GPU. The linear cache has its size from the build: `num_blocks` is not used."""
+    if kv_cache_dtype != "auto":
+        raise ConfigError(
+            f"kv_cache_dtype is {kv_cache_dtype!r}; TensorRT engines keep keys and values in the type they were built "
+            "for: leave it at auto"
+        )
     from pt_trtllm.engine.tensorrt.executor import TensorrtEngine
 
     return TensorrtEngine.open(folder, config, comm)

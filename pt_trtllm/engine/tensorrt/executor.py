@@ -25,6 +25,7 @@ from pt_trtllm.engine.tensorrt.passes import Pass, plan_passes
 from pt_trtllm.engine.tensorrt.settings import TensorrtSettings
 from pt_trtllm.errors import EngineError
 from pt_trtllm.mapping import sync_counts, sync_plan
+from pt_trtllm.network.logits import Logits
 from pt_trtllm.network.step import StepBatch
 
 
@@ -78,8 +79,8 @@ class TensorrtEngine:
         name = f"runtime-{library.name}-{library.version}-sm{target[0]}{target[1]}-rank{comm.rank}.cache"
         return cls(engine, library, config, comm, Path(env.CACHE_DIR.get()).expanduser() / "tensorrt" / name)
 
-    def forward(self, batch: StepBatch) -> torch.Tensor:
-        """float32 logits [rows, vocabulary] on rank 0, an empty tensor elsewhere."""
+    def forward(self, batch: StepBatch) -> Logits | None:
+        """The logits on rank 0, nothing elsewhere: the engine gathers whole rows on every rank."""
         passes = plan_passes(
             batch,
             self.config.limits.max_batch_size,
@@ -93,7 +94,7 @@ class TensorrtEngine:
             if self.comm.rank == 0 and planned.take:
                 source, target = (torch.tensor(rows) for rows in zip(*planned.take, strict=True))
                 output[target] = logits[source.to(logits.device)].cpu()
-        return output if self.comm.rank == 0 else output.new_empty(0)
+        return Logits.whole(output) if self.comm.rank == 0 else None
 
     def close(self) -> None:
         """Keeps what TensorRT-RTX compiled for this GPU, and leaves the communicator."""

@@ -99,5 +99,7 @@ def engine_json(config: EngineConfig, folder: Path) -> dict[str, Any]:
     return {**written, "backend": ours["backend"], "limits": ours["build_config"]}
 
 
-def open_engine(folder: Path, config: EngineConfig, comm: Communicator, num_blocks: int) -> Any:
+def open_engine(
+    folder: Path, config: EngineConfig, comm: Communicator, num_blocks: int, kv_cache_dtype: str = "auto"
+) -> Any:
     raise runs_elsewhere(folder, config.checkpoint.world_size)
