@@ -64,7 +64,7 @@ int pt_codec_decode(int codec, const void* encoded, size_t rows, size_t hidden, 
     const Format format = pt::codecs::format_of("decode", codec);
     pt::codecs::check_matrix("decode", values, encoded, rows, hidden);
     const size_t groups = rows * format.groups_per_row(hidden);
-    const pt::codecs::ConstEncoded source = format.part(encoded, groups, 0);
+    const pt::codecs::ConstEncoded source = format.sent_part(encoded, groups, 0);
     format.kernels().reduce[PT_FLOAT32](&source, 1, nullptr, 1.0f, values, {hidden, 0, groups});
   });
 }

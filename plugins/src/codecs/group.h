@@ -4,6 +4,8 @@
 
 #include "codecs/layout.h"
 
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "messages are little-endian");
+
 namespace pt::codecs {
 namespace {
 
@@ -21,11 +23,11 @@ inline void encode_group(const float* __restrict values, uint8_t* __restrict cod
   if constexpr (Codec::kCodeBits == 8) {
     for (size_t i = 0; i < Codec::kGroup; ++i) codes[i] = static_cast<uint8_t>(Codec::encode(values[i], scaling));
   } else {
-    uint8_t wide[Codec::kGroup];
+    alignas(64) uint8_t wide[Codec::kGroup];
+    alignas(64) uint16_t pairs[Codec::kGroup / 2];  // two neighbours in a word, the first in its low byte
     for (size_t i = 0; i < Codec::kGroup; ++i) wide[i] = static_cast<uint8_t>(Codec::encode(values[i], scaling));
-    for (size_t i = 0; i < Codec::kGroup / 2; ++i) {
-      codes[i] = static_cast<uint8_t>(wide[2 * i] | (wide[2 * i + 1] << 4));
-    }
+    __builtin_memcpy(pairs, wide, sizeof(pairs));
+    for (size_t i = 0; i < Codec::kGroup / 2; ++i) codes[i] = static_cast<uint8_t>(pairs[i] | (pairs[i] >> 4));
   }
 }
 
@@ -39,11 +41,12 @@ inline void decode_group(const uint8_t* __restrict codes, const uint8_t* __restr
   if constexpr (Codec::kCodeBits == 8) {
     for (size_t i = 0; i < Codec::kGroup; ++i) values[i] = multiply(Codec::decode(codes[i]), scale);
   } else {
-    uint8_t wide[Codec::kGroup];
+    alignas(64) uint8_t wide[Codec::kGroup];
+    alignas(64) uint16_t pairs[Codec::kGroup / 2];
     for (size_t i = 0; i < Codec::kGroup / 2; ++i) {
-      wide[2 * i] = codes[i] & 0xFu;
-      wide[2 * i + 1] = codes[i] >> 4;
+      pairs[i] = static_cast<uint16_t>((codes[i] & 0x0Fu) | ((codes[i] & 0xF0u) << 4));
     }
+    __builtin_memcpy(wide, pairs, sizeof(wide));
     for (size_t i = 0; i < Codec::kGroup; ++i) values[i] = multiply(Codec::decode(wide[i]), scale);
   }
 }

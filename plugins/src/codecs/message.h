@@ -29,7 +29,7 @@ class Format {
     return {bytes + first * kernels_->code_bytes,
             bytes + groups * kernels_->code_bytes + first * kernels_->scale_bytes};
   }
-  ConstEncoded part(const void* message, size_t groups, size_t first) const {
+  ConstEncoded sent_part(const void* message, size_t groups, size_t first) const {
     const auto* bytes = static_cast<const uint8_t*>(message);
     return {bytes + first * kernels_->code_bytes,
             bytes + groups * kernels_->code_bytes + first * kernels_->scale_bytes};

@@ -4,10 +4,12 @@
 #include <limits>
 #include <new>
 
+#include "pt/codecs.h"
 #include "pt/track_fusion.h"
 #include "track_fusion/group.h"
 
 using pt::guarded;
+using pt::track_fusion::CodecArgs;
 using pt::track_fusion::FuseArgs;
 using pt::track_fusion::Group;
 
@@ -64,6 +66,16 @@ void check_fuse(const FuseArgs& args) {
              pt::track_fusion::dtype_name(args.dtype));
 }
 
+void check_coding(const FuseArgs& args, int codec, int delta, int algorithm) {
+  PT_REQUIRE(codec >= PT_CODEC_INT8 && codec <= PT_CODEC_MXFP4,
+             "fuse: codec is %d, expected 1 (int8), 2 (fp8), 3 (int4), 4 (mxfp4)", codec);
+  PT_REQUIRE(algorithm >= PT_AUTO && algorithm <= PT_TWO_SHOT,
+             "fuse: algorithm is %d, expected 0 (auto), 1 (one-shot), 2 (two-shot)", algorithm);
+  PT_REQUIRE(!delta || (args.residual != nullptr && args.reduction == PT_MEAN),
+             "fuse: delta needs a residual and the mean; the residual is %s, the reduction the %s",
+             args.residual == nullptr ? "null" : "given", args.reduction == PT_MEAN ? "mean" : "sum");
+}
+
 template <typename Make>
 int make_group(pt_group** out, int size, Make&& make) noexcept {
   return guarded([&] {
@@ -110,6 +122,21 @@ int pt_track_fusion_fuse(pt_group* group, const void* x, const void* residual, v
     check_fuse(args);
     check_timeout("fuse", timeout_s);
     impl.fuse(args, timeout_s);
+  });
+}
+
+int pt_track_fusion_fuse_coded(pt_group* group, const void* x, const void* residual, void* h, size_t tokens,
+                               size_t hidden, int dtype, int reduction, const void* gamma, size_t num_gammas,
+                               int gamma_dtype, float eps, void* norm_out, int codec, int delta, int algorithm,
+                               double timeout_s) noexcept {
+  return guarded([&] {
+    Group& impl = checked(group);
+    const FuseArgs args = {x,         residual, h,          tokens,      hidden, dtype,
+                           reduction, gamma,    num_gammas, gamma_dtype, eps,    norm_out};
+    check_fuse(args);
+    check_coding(args, codec, delta, algorithm);
+    check_timeout("fuse", timeout_s);
+    impl.fuse_coded(args, CodecArgs{codec, delta != 0, algorithm}, timeout_s);
   });
 }
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "track_fusion/call_record.h"
 
+#include "codecs/message.h"
 #include "common/error.h"
 
 namespace pt::track_fusion {
@@ -32,14 +33,26 @@ const char* dtype_name(int dtype) {
 
 size_t dtype_bytes(int dtype) { return dtype == PT_FLOAT32 ? 4 : 2; }
 
+namespace {
+
+std::string describe_codec(const CallRecord& record) {
+  if (record.codec == PT_CODEC_NONE) return "";
+  static constexpr const char* kAlgorithms[] = {"", " one-shot", " two-shot"};
+  return format_text(", %s%s%s", codecs::codec_name(record.codec), kAlgorithms[record.algorithm],
+                     record.delta ? " delta" : "");
+}
+
+}  // namespace
+
 std::string describe(const CallRecord& record) {
   const char* name = operation_name(record.operation);
   const auto rows = static_cast<unsigned long long>(record.rows);
   const auto columns = static_cast<unsigned long long>(record.columns);
   switch (record.operation) {
     case Operation::kFuse:
-      return format_text("%s(%s, %s [%llu, %llu]%s)", name, record.reduction == PT_MEAN ? "mean" : "sum",
-                         dtype_name(record.dtype), rows, columns, record.has_residual ? ", residual" : "");
+      return format_text("%s(%s, %s [%llu, %llu]%s%s)", name, record.reduction == PT_MEAN ? "mean" : "sum",
+                         dtype_name(record.dtype), rows, columns, record.has_residual ? ", residual" : "",
+                         describe_codec(record).c_str());
     case Operation::kAllReduce:
       return format_text("%s(%s [%llu])", name, dtype_name(record.dtype), columns);
     case Operation::kBroadcast:

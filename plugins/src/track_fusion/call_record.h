@@ -19,7 +19,9 @@ struct CallRecord {
   uint8_t reduction = 0;
   uint8_t root = 0;
   uint8_t has_residual = 0;
-  uint8_t reserved[3] = {};
+  uint8_t codec = 0;  // PT_CODEC_NONE
+  uint8_t algorithm = 0;
+  uint8_t delta = 0;
   uint64_t rows = 0;
   uint64_t columns = 0;  // elements for fuse and all_reduce, bytes for broadcast and gather
 

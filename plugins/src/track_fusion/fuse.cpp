@@ -8,8 +8,6 @@
 namespace pt::track_fusion {
 namespace {
 
-// Pieces of this size keep both generations of all inboxes of a small group inside the caches.
-constexpr size_t kPieceBytes = size_t{256} << 10;
 // From this message size on, and with at least this many ranks, each rank reduces a slice and the others copy it. With
 // two ranks the traffic is the same and one more exchange is lost.
 constexpr size_t kTwoPhaseBytes = size_t{64} << 10;
@@ -19,15 +17,14 @@ constexpr size_t kSliceAlign = 64;  // elements: slices start on cache lines
 const std::byte* at(const void* base, size_t bytes) { return static_cast<const std::byte*>(base) + bytes; }
 std::byte* at(void* base, size_t bytes) { return static_cast<std::byte*>(base) + bytes; }
 
-float scale_of(const FuseArgs& args, int size) {
-  return args.reduction == PT_MEAN ? 1.0f / static_cast<float>(size) : 1.0f;
-}
-
 }  // namespace
 
+bool Group::takes_two_phases(const FuseArgs& args) const {
+  return size_ >= kTwoPhaseRanks && args.tokens * args.hidden * dtype_bytes(args.dtype) >= kTwoPhaseBytes;
+}
+
 void Group::reduce(const FuseArgs& args) {
-  const size_t bytes = args.tokens * args.hidden * dtype_bytes(args.dtype);
-  if (size_ >= kTwoPhaseRanks && bytes >= kTwoPhaseBytes) {
+  if (takes_two_phases(args)) {
     reduce_two_phase(args);
   } else {
     reduce_one_shot(args);

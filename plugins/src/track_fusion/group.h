@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 
+#include "codecs/message.h"
 #include "common/error.h"
 #include "common/shared_segment.h"
 #include "track_fusion/kernels.h"
@@ -31,6 +32,19 @@ struct FuseArgs {
   void* norm_out;
 };
 
+// Pieces of this size keep both generations of all inboxes of a small group inside the caches.
+constexpr size_t kPieceBytes = size_t{256} << 10;
+
+inline float scale_of(const FuseArgs& args, int size) {
+  return args.reduction == PT_MEAN ? 1.0f / static_cast<float>(size) : 1.0f;
+}
+
+struct CodecArgs {
+  int codec;  // not PT_CODEC_NONE
+  bool delta;
+  int algorithm;
+};
+
 // One rank's membership. The contract is in pt/track_fusion.h, the protocol in README.md.
 class Group {
  public:
@@ -50,6 +64,7 @@ class Group {
 
   void unlink(double timeout_s);
   void fuse(const FuseArgs& args, double timeout_s);
+  void fuse_coded(const FuseArgs& args, const CodecArgs& coding, double timeout_s);
   void all_reduce(const void* x, void* out, size_t count, int dtype, double timeout_s);
   void broadcast(void* buffer, size_t bytes, int root, double timeout_s);
   void gather(const void* in, size_t rows, size_t row_bytes, void* out, int root, double timeout_s);
@@ -91,7 +106,13 @@ class Group {
   void reduce(const FuseArgs& args);
   void reduce_one_shot(const FuseArgs& args);
   void reduce_two_phase(const FuseArgs& args);
+  bool takes_two_phases(const FuseArgs& args) const;
   void norm_rows(const FuseArgs& args, size_t first_row, size_t last_row) const;
+
+  // --- fuse_coded.cpp
+  void reduce_coded_one_shot(const FuseArgs& args, const CodecArgs& coding);
+  void reduce_coded_two_shot(const FuseArgs& args, const CodecArgs& coding);
+  codecs::Format format_of(const CodecArgs& coding) const;
 
   Header& header() const { return *reinterpret_cast<Header*>(base()); }
   RankFlag& flag(int rank) const { return *reinterpret_cast<RankFlag*>(base() + layout_.flag(rank)); }
