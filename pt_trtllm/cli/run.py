@@ -12,6 +12,7 @@ from pt_trtllm.checkpoint.artifact import check_writable, replace_file
 from pt_trtllm.checkpoint.safetensors_io import DeclaredTensor, SafetensorsWriter
 from pt_trtllm.cli.options import EXISTING_FILE, EXISTING_FOLDER, FILE, progress_bar
 from pt_trtllm.cli.requests import parse_entry, parse_json, read_entries, text_or_file
+from pt_trtllm.comm.coding import ALGORITHMS, CODECS
 from pt_trtllm.engine.bundle import open_bundle
 from pt_trtllm.errors import ConfigError
 from pt_trtllm.network.kv_cache import KV_CACHE_DTYPES
@@ -73,13 +74,22 @@ from pt_trtllm.runtime.tokenizer import find_tokenizer
 @click.option("--draft-engine-dir", type=EXISTING_FOLDER, help="A smaller engine with the same vocabulary.")
 @click.option("--draft-placement", type=click.Choice(PLACEMENTS), default=PLACEMENTS[0], show_default=True)
 @click.option("--draft-hostfile", type=EXISTING_FILE, help="Hosts of the draft engine's own ranks.")
+@click.option(
+    "--fusion-codec",
+    type=click.Choice(CODECS),
+    default=CODECS[0],
+    show_default=True,
+    help="Send hidden states between ranks as codes of fewer bits; answers change a little.",
+)
+@click.option("--fusion-delta", is_flag=True, help="Encode what the layers changed: smaller errors, same bits.")
+@click.option("--fusion-algorithm", type=click.Choice(ALGORITHMS), default=ALGORITHMS[0], show_default=True)
 @click.option("--hostfile", type=EXISTING_FILE, help="Hosts for mpirun.")
 def command(
     engine_dir: Path, prompts: tuple[str, ...], more_prompts: tuple[str, ...], input_ids: str | None,
     input_file: Path | None, tokenizer_dir: Path | None, output_json: Path | None, context_logits: Path | None,
     hostfile: Path | None, max_new_tokens: int, max_tokens_in_paged_kv_cache: int, kv_cache_free_mem_fraction: float,
     kv_cache_dtype: str, scheduler_policy: str, no_block_reuse: bool, logit_bias: str | None,
-    bad_words_ids: str | None,
+    bad_words_ids: str | None, fusion_codec: str, fusion_delta: bool, fusion_algorithm: str,
     speculative: str | None, max_draft_len: int, max_matching_ngram_size: int, draft_engine_dir: Path | None,
     draft_placement: str, draft_hostfile: Path | None, **sampling: Any,
 ) -> None:  # fmt: skip
@@ -110,6 +120,9 @@ def command(
             draft_placement=draft_placement,
             draft_hostfile=str(draft_hostfile.resolve()) if draft_hostfile else None,
         ),
+        fusion_codec=fusion_codec,
+        fusion_delta=fusion_delta,
+        fusion_algorithm=fusion_algorithm,
     )
     if draft_engine_dir is not None and speculative != "draft":
         raise ConfigError("--draft-engine-dir was given; it needs --speculative draft")

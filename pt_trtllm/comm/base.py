@@ -45,8 +45,11 @@ class Communicator(Protocol):
         """Sum over the ranks that share this rank's track."""
         ...
 
-    def track_fusion(self, hidden: torch.Tensor, op: str) -> torch.Tensor:
-        """Mean or sum of [tokens, hidden] over the fusion group; bit-identical on all its ranks."""
+    def track_fusion(self, hidden: torch.Tensor, op: str, base: torch.Tensor | None = None) -> torch.Tensor:
+        """Mean or sum of [tokens, hidden] over the fusion group; bit-identical on all its ranks.
+
+        `base`, like hidden and the same on all ranks, is what a communicator may send differences to.
+        """
         ...
 
     def gather_logits(self, shard: torch.Tensor) -> torch.Tensor | None:

@@ -18,7 +18,7 @@ class LocalCommunicator:
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         return x
 
-    def track_fusion(self, hidden: torch.Tensor, op: str) -> torch.Tensor:
+    def track_fusion(self, hidden: torch.Tensor, op: str, base: torch.Tensor | None = None) -> torch.Tensor:
         return hidden
 
     def gather_logits(self, shard: torch.Tensor) -> torch.Tensor | None:

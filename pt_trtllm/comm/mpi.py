@@ -14,6 +14,8 @@ from typing import Any
 import torch
 
 from pt_trtllm.comm.base import CommStats
+from pt_trtllm.comm.coding import NO_CODING, Coding
+from pt_trtllm.comm.hosts import sum_over_hosts
 from pt_trtllm.comm.track_fusion import ShmGroup
 from pt_trtllm.errors import CommunicationError
 from pt_trtllm.mapping import Mapping
@@ -26,7 +28,9 @@ LENGTH = struct.Struct("<q")
 class MpiCommunicator:
     """Implements `Communicator` for one rank of MPI.COMM_WORLD."""
 
-    def __init__(self, mapping: Mapping, *, timeout_s: float, load_timeout_s: float) -> None:
+    def __init__(
+        self, mapping: Mapping, *, timeout_s: float, load_timeout_s: float, fusion_coding: Coding = NO_CODING
+    ) -> None:
         from mpi4py import MPI
 
         self._world = MPI.COMM_WORLD
@@ -39,6 +43,7 @@ class MpiCommunicator:
         mapping = mapping.for_rank(self.rank)
         self.stats = CommStats()
         self._load_timeout_s = load_timeout_s
+        self._fusion_coding = fusion_coding
         hosts = self._hosts()
         self.num_hosts = len(set(hosts))
         everyone = tuple(range(self.world_size))
@@ -66,11 +71,11 @@ class MpiCommunicator:
         with self.stats.measure("tensor_parallel"):
             return self._tp.reduce(x, "sum", "all_reduce")
 
-    def track_fusion(self, hidden: torch.Tensor, op: str) -> torch.Tensor:
+    def track_fusion(self, hidden: torch.Tensor, op: str, base: torch.Tensor | None = None) -> torch.Tensor:
         if self._fusion is None:
             return hidden
         with self.stats.measure("track_fusion"):
-            return self._fusion.reduce(hidden, op, "track_fusion")
+            return self._fusion.reduce(hidden, op, "track_fusion", self._fusion_coding, base)
 
     def gather_logits(self, shard: torch.Tensor) -> torch.Tensor | None:
         with self.stats.measure("logits"):
@@ -138,27 +143,40 @@ class RankGroup:
             shm.unlink()
         return shm
 
-    def reduce(self, x: torch.Tensor, op: str, operation: str) -> torch.Tensor:
+    def reduce(
+        self,
+        x: torch.Tensor,
+        op: str,
+        operation: str,
+        coding: Coding = NO_CODING,
+        base: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Mean or sum of x over the group. `base`, the same on all ranks, is what a delta is taken against."""
+        if coding.delta and base is None:
+            raise CommunicationError(f"{operation}: delta coding needs a base, which this call does not have")
+        rows, known = x.reshape(-1, x.shape[-1]), base.reshape(-1, x.shape[-1]) if base is not None else None
         try:
-            return self._reduce(x.reshape(-1, x.shape[-1]), op, operation).view(x.shape)
+            return self._reduce(rows, op, operation, coding, known if coding.delta else None).view(x.shape)
         except CommunicationError as error:
             if self._local == list(range(len(self._local))):
                 raise
             raise CommunicationError(f"{error} (ranks of this group are ranks {self._local} of the world)") from None
 
-    def _reduce(self, rows: torch.Tensor, op: str, operation: str) -> torch.Tensor:
+    def _reduce(
+        self, rows: torch.Tensor, op: str, operation: str, coding: Coding, base: torch.Tensor | None
+    ) -> torch.Tensor:
         if self._one_host:
-            return self._shm.fuse(rows, op=op)[0]
-        # float32 sums per host, added in the order of hosts: the same on every rank.
-        total = self._shm.fuse(rows.float(), op="sum")[0]
+            return self._shm.fuse(rows, op=op, residual=base, coding=coding)[0]
+        # float32 sums per host, added in the order of hosts: the same on every rank. Only what leaves a host is coded.
+        own = rows.float() if base is None else rows.float() - base.float()
+        total = self._shm.fuse(own, op="sum")[0]
         result = torch.empty_like(rows)
         if self._is_leader:
-            sums = torch.empty((len(self._leader_ranks), *rows.shape))
-            self._wait(self._leaders.Iallgather(_mpi_buffer(total), _mpi_buffer(sums)), operation, self._timeout_s)
-            total = sums[0]
-            for other in sums[1:]:
-                total = total + other
-            result = (total * (1.0 / self.size) if op == "mean" else total).to(rows.dtype)
+            total = sum_over_hosts(
+                self._leaders, total, coding, lambda request: self._wait(request, operation, self._timeout_s)
+            )
+            total = total * (1.0 / self.size) if op == "mean" else total
+            result = (total if base is None else base.float() + total).to(rows.dtype)
         self._shm.broadcast(result, root=0)
         return result
 

@@ -9,24 +9,23 @@ import itertools
 import os
 import threading
 import weakref
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 
-from pt_trtllm import env, native
+from pt_trtllm.comm.coding import NO_CODING, Coding
+from pt_trtllm.comm.library import DTYPES, check, library_path, load_library
 from pt_trtllm.errors import CommunicationError
 
-LIBRARY_NAME = "libpt_track_fusion.so"
+__all__ = ["ShmGroup", "library_path", "register_torch_operator"]
+
 DEFAULT_CAPACITY_BYTES = 256 * 1024
 DEFAULT_TIMEOUT_S = 60.0
 """Generous: the first call of a rank waits while the others still load their weights."""
 
-_ABI_VERSION = 1
 _NOT_READY = 9
 _POLL_S = 1.0
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _REDUCTIONS = {"mean": 0, "sum": 1}
 
 
@@ -51,7 +50,7 @@ class ShmGroup:
     """Identifies this object to the torch operator `pt_trtllm::track_fusion`, in this process only."""
 
     def __init__(self, pointer: ctypes.c_void_p, rank: int, size: int) -> None:
-        self._library = _load_library()
+        self._library = load_library()
         self._pointer: ctypes.c_void_p | None = pointer
         self._life_lock = threading.Lock()
         self._finalizer = weakref.finalize(self, _close_at_exit, self._library, pointer, os.getpid())
@@ -72,18 +71,18 @@ class ShmGroup:
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> ShmGroup:
         """Makes a group and joins it as rank 0. Needs about 2 * size * capacity_bytes of /dev/shm."""
-        library = _load_library()
+        library = load_library()
         pointer = ctypes.c_void_p()
-        _check(library, library.pt_track_fusion_create(size, capacity_bytes, timeout_s, ctypes.byref(pointer)))
+        check(library, library.pt_track_fusion_create(size, capacity_bytes, timeout_s, ctypes.byref(pointer)))
         return cls(pointer, 0, size)
 
     @classmethod
     def attach(cls, name: str, *, rank: int, size: int, timeout_s: float = DEFAULT_TIMEOUT_S) -> ShmGroup:
         """Joins the group that rank 0 created under `name`."""
-        library = _load_library()
+        library = load_library()
         pointer = ctypes.c_void_p()
         status = library.pt_track_fusion_attach(name.encode(), rank, size, timeout_s, ctypes.byref(pointer))
-        _check(library, status)
+        check(library, status)
         return cls(pointer, rank, size)
 
     def unlink(self, timeout_s: float | None = None) -> None:
@@ -98,14 +97,18 @@ class ShmGroup:
         residual: torch.Tensor | None = None,
         gamma: torch.Tensor | None = None,
         eps: float = 1e-5,
+        coding: Coding = NO_CODING,
         timeout_s: float | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """h = mean or sum over ranks of x [..., hidden] (+ residual), and its RMSNorm when `gamma` is given.
 
         gamma [hidden] gives normed like x, gamma [num_gammas, hidden] gives [num_gammas, ..., hidden]; its type is x's
         or float32. The residual is this rank's own. x may have no rows: the rank still takes part.
+
+        With a codec, what travels is encoded (plugins/include/pt/codecs.h has the rules). `coding.delta` needs the mean
+        and a residual, the same on all ranks: x - residual travels, and h is the mean of x.
         """
-        dtype = _DTYPES.get(x.dtype)
+        dtype = DTYPES.get(x.dtype)
         if dtype is None or not x.is_contiguous() or not x.is_cpu or x.dim() == 0:
             raise _unsuitable("fuse", "x", x)
         reduction = _REDUCTIONS.get(op)
@@ -127,7 +130,7 @@ class ShmGroup:
         num_gammas, gamma_dtype = 0, dtype
         if gamma is not None:
             gamma_dtype = dtype if gamma.dtype == x.dtype else 0
-            if _DTYPES.get(gamma.dtype) != gamma_dtype or not 1 <= gamma.dim() <= 2 or gamma.shape[-1] != hidden:
+            if DTYPES.get(gamma.dtype) != gamma_dtype or not 1 <= gamma.dim() <= 2 or gamma.shape[-1] != hidden:
                 raise _unlike("fuse", "gamma", gamma, x.dtype, ["num_gammas", hidden])
             if not gamma.is_contiguous() or not gamma.is_cpu:
                 raise _unsuitable("fuse", "gamma", gamma)
@@ -138,7 +141,7 @@ class ShmGroup:
                 normed = x.new_empty((num_gammas, *x.shape))
             if num_gammas:
                 gamma_pointer, norm_pointer = gamma.data_ptr(), normed.data_ptr()
-        status = self._library.pt_track_fusion_fuse(
+        arguments = (
             self._pointer,
             x.data_ptr(),
             residual_pointer,
@@ -152,8 +155,13 @@ class ShmGroup:
             gamma_dtype,
             eps,
             norm_pointer,
-            -1.0 if timeout_s is None else timeout_s,
         )
+        limit_s = -1.0 if timeout_s is None else timeout_s
+        if coding.codec == "none":
+            status = self._library.pt_track_fusion_fuse(*arguments, limit_s)
+        else:
+            numbers = (coding.codec_number, coding.delta, coding.algorithm_number)
+            status = self._library.pt_track_fusion_fuse_coded(*arguments, *numbers, limit_s)
         if status:
             self._finish(status)
         return h, normed
@@ -162,7 +170,7 @@ class ShmGroup:
         self, x: torch.Tensor, *, out: torch.Tensor | None = None, timeout_s: float | None = None
     ) -> torch.Tensor:
         """Sum over ranks, accumulated in float32, rounded once to x's type. `out` may be x; default: a new tensor."""
-        dtype = _DTYPES.get(x.dtype)
+        dtype = DTYPES.get(x.dtype)
         if dtype is None or not x.is_contiguous() or not x.is_cpu:
             raise _unsuitable("all_reduce", "x", x)
         if out is None:
@@ -242,39 +250,7 @@ class ShmGroup:
         self.close()
 
     def _finish(self, status: int) -> None:
-        _check(self._library, status)
-
-
-def library_path() -> Path:
-    """Where this library is. Raises with how to build it."""
-    return native.library_path(LIBRARY_NAME, env.PLUGIN_LIBRARY, CommunicationError)
-
-
-@functools.cache
-def _load_library() -> ctypes.CDLL:
-    pointer, text, number = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int
-    size, real, real32, group_out = ctypes.c_size_t, ctypes.c_double, ctypes.c_float, ctypes.POINTER(ctypes.c_void_p)
-    fuse = [pointer] * 4 + [size, size, number, number, pointer, size, number, real32, pointer, real]
-    signatures: native.Signatures = {
-        "pt_last_error": (text, []),
-        "pt_track_fusion_abi_version": (number, []),
-        "pt_track_fusion_create": (number, [number, size, real, group_out]),
-        "pt_track_fusion_attach": (number, [text, number, number, real, group_out]),
-        "pt_track_fusion_name": (text, [pointer]),
-        "pt_track_fusion_isa": (text, [pointer]),
-        "pt_track_fusion_unlink": (number, [pointer, real]),
-        "pt_track_fusion_fuse": (number, fuse),
-        "pt_track_fusion_all_reduce": (number, [pointer, pointer, pointer, size, number, real]),
-        "pt_track_fusion_broadcast": (number, [pointer, pointer, size, number, real]),
-        "pt_track_fusion_gather": (number, [pointer, pointer, size, size, pointer, number, real]),
-        "pt_track_fusion_barrier": (number, [pointer, real]),
-        "pt_track_fusion_poll": (number, [pointer, number, real]),
-        "pt_track_fusion_abort": (number, [pointer, text]),
-        "pt_track_fusion_close": (number, [pointer]),
-    }
-    return native.load_library(
-        library_path(), signatures, ("pt_track_fusion_abi_version", _ABI_VERSION), CommunicationError
-    )
+        check(self._library, status)
 
 
 _handles = itertools.count(1)
@@ -325,11 +301,6 @@ def _track_fusion_fake(
     if gamma is None:
         return torch.empty_like(x), x.new_empty(0)
     return torch.empty_like(x), x.new_empty(x.shape if gamma.dim() == 1 else (gamma.shape[0], *x.shape))
-
-
-def _check(library: ctypes.CDLL, status: int) -> None:
-    if status:
-        raise CommunicationError(library.pt_last_error().decode(errors="replace"))
 
 
 def _close_at_exit(library: ctypes.CDLL, pointer: ctypes.c_void_p, pid: int) -> None:

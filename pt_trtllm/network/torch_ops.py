@@ -44,6 +44,8 @@ class TorchGraph:
         self.weights, self.cache, self.comm, self.batch = weights, cache, comm, batch
         self.num_tracks = num_tracks
         """Local tracks."""
+        self._segment_input: torch.Tensor | None = None
+        """The same on all ranks; what a segment changes is sent relative to it where that saves bits."""
         cache.begin_step(batch)
 
     @functools.cached_property
@@ -56,6 +58,7 @@ class TorchGraph:
         return functional.embedding(self.batch.token_ids, self.weights.tensors[weight])
 
     def dispatch(self, hidden: torch.Tensor) -> torch.Tensor:
+        self._segment_input = hidden
         return hidden.expand(self.num_tracks, *hidden.shape)
 
     def rms_norm(self, x: torch.Tensor, weight: str | None, *, eps: float, pre_scale: bool = False) -> torch.Tensor:
@@ -120,7 +123,7 @@ class TorchGraph:
         else:  # local tracks first, in float32, so that one message per rank remains
             local = x.float().sum(dim=0)
             hidden = (local / x.shape[0] if op == "mean" else local).to(x.dtype)
-        return self.comm.track_fusion(hidden, op)
+        return self.comm.track_fusion(hidden, op, self._segment_input)
 
     def logits(self, hidden: torch.Tensor, weight: str) -> torch.Tensor:
         """Rank 0 gets what all ranks packed (see `network/logits.py`); the others an empty tensor."""

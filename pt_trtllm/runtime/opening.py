@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pt_trtllm import env
 from pt_trtllm.comm.base import Communicator
+from pt_trtllm.comm.coding import NO_CODING, Coding
 from pt_trtllm.comm.local import LocalCommunicator
 from pt_trtllm.engine.bundle import EngineConfig
 from pt_trtllm.engine.registry import backend_module
@@ -15,13 +16,18 @@ from pt_trtllm.runtime.core import Engine
 from pt_trtllm.runtime.options import RuntimeOptions
 
 
-def connect(mapping: Mapping) -> Communicator:
+def connect(mapping: Mapping, fusion_coding: Coding = NO_CODING) -> Communicator:
     """This rank's way to the others."""
     if mapping.world_size == 1:
         return LocalCommunicator()
     from pt_trtllm.comm.mpi import MpiCommunicator
 
-    return MpiCommunicator(mapping, timeout_s=env.COMM_TIMEOUT_S.get(), load_timeout_s=env.LOAD_TIMEOUT_S.get())
+    return MpiCommunicator(
+        mapping,
+        timeout_s=env.COMM_TIMEOUT_S.get(),
+        load_timeout_s=env.LOAD_TIMEOUT_S.get(),
+        fusion_coding=fusion_coding,
+    )
 
 
 def open_engine(

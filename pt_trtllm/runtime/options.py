@@ -7,8 +7,10 @@ import json
 import os
 from dataclasses import dataclass
 
+from pt_trtllm.comm.coding import ALGORITHMS, CODECS, Coding
 from pt_trtllm.config import problems_to_error
 from pt_trtllm.engine.bundle import EngineConfig
+from pt_trtllm.errors import ConfigError
 from pt_trtllm.network.kv_cache import BLOCK_TOKENS, KV_CACHE_DTYPES, block_bytes, cache_type
 from pt_trtllm.runtime.scheduler import POLICIES
 from pt_trtllm.runtime.speculative.config import SpeculativeConfig
@@ -25,6 +27,12 @@ class RuntimeOptions:
     kv_cache_dtype: str = KV_CACHE_DTYPES[0]
     """auto keeps keys and values in the activations' type; int8 takes about half the memory of 16 bits."""
     scheduler_policy: str = POLICIES[0]
+    fusion_codec: str = CODECS[0]
+    """How hidden states travel between ranks when tracks meet: as they are, or as codes of 8 or 4 bits."""
+    fusion_delta: bool = False
+    """Encode what a segment of layers changed, not the hidden state: smaller errors for the same bits."""
+    fusion_algorithm: str = ALGORITHMS[0]
+    """With a codec, one_shot rounds once, two_shot twice; auto takes two_shot for large steps of 3 and more ranks."""
     speculative: SpeculativeConfig | None = None
     """Guess several tokens per pass; the answers stay the same."""
     guesses_ahead: int = 0
@@ -44,7 +52,25 @@ class RuntimeOptions:
             problems.append(f"kv_cache_dtype is {self.kv_cache_dtype!r}, expected one of {list(KV_CACHE_DTYPES)}")
         if self.scheduler_policy not in POLICIES:
             problems.append(f"scheduler_policy is {self.scheduler_policy!r}, expected one of {list(POLICIES)}")
+        if self.fusion_codec not in CODECS:
+            problems.append(f"fusion_codec is {self.fusion_codec!r}, expected one of {list(CODECS)}")
+        if self.fusion_algorithm not in ALGORITHMS:
+            problems.append(f"fusion_algorithm is {self.fusion_algorithm!r}, expected one of {list(ALGORITHMS)}")
+        if self.fusion_delta and self.fusion_codec == "none":
+            problems.append("fusion_delta is set, fusion_codec is 'none': without a codec nothing is rounded")
         problems_to_error("runtime options", problems)
+
+    @property
+    def fusion_coding(self) -> Coding:
+        return Coding(codec=self.fusion_codec, delta=self.fusion_delta, algorithm=self.fusion_algorithm)
+
+    def check(self, config: EngineConfig) -> None:
+        """Raises when an engine cannot be run like this."""
+        if self.fusion_delta and config.checkpoint.model.combine_op != "mean":
+            raise ConfigError(
+                f"fusion_delta needs a model whose tracks are averaged; this one's combine_op is "
+                f"{config.checkpoint.model.combine_op!r}: leave it out"
+            )
 
     def num_blocks(self, config: EngineConfig) -> int:
         """Blocks of the KV cache. Hosts may differ in memory, so rank 0 decides for all: see `settled`."""

@@ -53,7 +53,7 @@ def serve(
     if options.trace_file:
         native.time_calls(kernels := CallTimer(), besides=track_fusion.LIBRARY_NAME)
         trace = Tracer(MAX_SPANS, kernels)
-    comm = connect(config.mapping)
+    comm = connect(config.mapping, options.fusion_coding)
     comm.stats.on_span = trace.add if options.trace_file else None
     try:
         engine, options = open_engine(engine_dir, config, comm, options)

@@ -53,10 +53,12 @@ class World:
     ) -> None:
         self._check_outside_mpi()
         self.config, _ = open_bundle(engine_dir)
-        if options is not None and options.trace_file:
+        options = options or RuntimeOptions()
+        if options.trace_file:
             check_writable(Path(options.trace_file))
         if self.config.backend == "tensorrt-llm":
             raise runs_elsewhere(engine_dir, self.config.mapping.world_size)
+        options.check(self.config)
         if hostfile is not None and self.config.mapping.world_size == 1:
             raise ConfigError("this engine has one rank, which runs here; --hostfile is for engines of several ranks")
         self.folder = Path(tempfile.mkdtemp(prefix="pt-trtllm-"))
@@ -67,7 +69,7 @@ class World:
         self._closing = False
         self._stats: queue.SimpleQueue[Message | PtError] = queue.SimpleQueue()
         try:
-            self._start(engine_dir.resolve(), options or RuntimeOptions(), hostfile, tokenizer_dir)
+            self._start(engine_dir.resolve(), options, hostfile, tokenizer_dir)
         except BaseException:
             self._end()
             raise

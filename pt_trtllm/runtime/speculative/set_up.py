@@ -36,7 +36,9 @@ def open_proposer(engine: Engine, options: RuntimeOptions) -> tuple[Proposer | N
     folder = Path(config.draft_engine_dir)
     draft_config, _ = open_bundle(folder)
     check_draft(draft_config, engine.config, config)
-    own = dataclasses.replace(options, max_tokens_in_paged_kv_cache=0, speculative=None, trace_file="")
+    own = dataclasses.replace(
+        options, max_tokens_in_paged_kv_cache=0, speculative=None, trace_file="", fusion_codec="none", fusion_delta=False
+    )
     if config.draft_placement == "own_ranks":
         return (_own_ranks(folder, config, own) if comm.rank == 0 else None), []
     if draft_config.mapping.world_size == 1:
