@@ -15,13 +15,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "common/host_device.h"
 #include "pt/codecs.h"
-
-#if defined(__CUDACC__)
-#define PT_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define PT_HOST_DEVICE inline
-#endif
 
 namespace pt::codecs {
 namespace {
