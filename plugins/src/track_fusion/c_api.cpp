@@ -71,7 +71,7 @@ void check_coding(const FuseArgs& args, int codec, int delta, int algorithm) {
              "fuse: codec is %d, expected 1 (int8), 2 (fp8), 3 (int4), 4 (mxfp4)", codec);
   PT_REQUIRE(algorithm >= PT_AUTO && algorithm <= PT_TWO_SHOT,
              "fuse: algorithm is %d, expected 0 (auto), 1 (one-shot), 2 (two-shot)", algorithm);
-  PT_REQUIRE(!delta || (args.residual != nullptr && args.reduction == PT_MEAN),
+  PT_REQUIRE(!delta || ((args.residual != nullptr || args.tokens == 0) && args.reduction == PT_MEAN),
              "fuse: delta needs a residual and the mean; the residual is %s, the reduction the %s",
              args.residual == nullptr ? "null" : "given", args.reduction == PT_MEAN ? "mean" : "sum");
 }
