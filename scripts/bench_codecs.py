@@ -92,7 +92,8 @@ def worker(job: Path) -> None:
                 loss += functional.cross_entropy(logits, row[1:], reduction="sum").item()
                 if coding == NO_CODING:
                     reference.append(logits)
-                divergence += mean_kl_divergence(logits, reference[index]) * len(logits)
+                else:
+                    divergence += mean_kl_divergence(logits, reference[index]) * len(logits)
             tokens = sum(len(row) - 1 for row in rows)
             results.append(
                 {

@@ -19,7 +19,7 @@ def pt_decoder(graph: Graph[T], config: ModelConfig, mapping: Mapping) -> T:
             x = _feed_forward_block(graph, config, mapping, x, layer_idx)
         last = first + config.interval - 1
         x = _norm(graph, config, x, config.combine_norm, _name(last, "combine_layernorm"))
-        hidden = graph.track_fusion(x, config.combine_op)
+        hidden = graph.track_fusion(x, hidden, config.combine_op)
     hidden = graph.rms_norm(hidden, OUTPUT_NORM, eps=config.rms_norm_eps)
     return graph.logits(hidden, EMBEDDING if config.tie_word_embeddings else OUTPUT_PROJECTION)
 

@@ -80,8 +80,11 @@ class Graph(Protocol[T]):
         """Sums partial results over the ranks that share a track."""
         ...
 
-    def track_fusion(self, x: T, op: str) -> T:
-        """Mean or sum over all tracks of all ranks: [tracks, tokens, hidden] to [tokens, hidden]."""
+    def track_fusion(self, x: T, base: T, op: str) -> T:
+        """Mean or sum over all tracks of all ranks: [tracks, tokens, hidden] to [tokens, hidden].
+
+        `base` [tokens, hidden] is what the segment began with, the same on all ranks: x may be sent relative to it.
+        """
         ...
 
     def logits(self, hidden: T, weight: str) -> T:

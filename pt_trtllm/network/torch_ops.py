@@ -44,8 +44,6 @@ class TorchGraph:
         self.weights, self.cache, self.comm, self.batch = weights, cache, comm, batch
         self.num_tracks = num_tracks
         """Local tracks."""
-        self._segment_input: torch.Tensor | None = None
-        """The same on all ranks; what a segment changes is sent relative to it where that saves bits."""
         cache.begin_step(batch)
 
     @functools.cached_property
@@ -58,7 +56,6 @@ class TorchGraph:
         return functional.embedding(self.batch.token_ids, self.weights.tensors[weight])
 
     def dispatch(self, hidden: torch.Tensor) -> torch.Tensor:
-        self._segment_input = hidden
         return hidden.expand(self.num_tracks, *hidden.shape)
 
     def rms_norm(self, x: torch.Tensor, weight: str | None, *, eps: float, pre_scale: bool = False) -> torch.Tensor:
@@ -117,13 +114,13 @@ class TorchGraph:
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         return self.comm.all_reduce(x)
 
-    def track_fusion(self, x: torch.Tensor, op: str) -> torch.Tensor:
+    def track_fusion(self, x: torch.Tensor, base: torch.Tensor, op: str) -> torch.Tensor:
         if x.shape[0] == 1:
             hidden = x[0]
         else:  # local tracks first, in float32, so that one message per rank remains
             local = x.float().sum(dim=0)
             hidden = (local / x.shape[0] if op == "mean" else local).to(x.dtype)
-        return self.comm.track_fusion(hidden, op, self._segment_input)
+        return self.comm.track_fusion(hidden, op, base)
 
     def logits(self, hidden: torch.Tensor, weight: str) -> torch.Tensor:
         """Rank 0 gets what all ranks packed (see `network/logits.py`); the others an empty tensor."""

@@ -112,8 +112,8 @@ class ProgramGraph:
     def all_reduce(self, x: Value) -> Value:
         return self._call("all_reduce", (x,), Value(x.tracks, x.width))
 
-    def track_fusion(self, x: Value, op: str) -> Value:
-        return self._call("track_fusion", (x,), Value(None, x.width), op)
+    def track_fusion(self, x: Value, base: Value, op: str) -> Value:
+        return self._call("track_fusion", (x, base), Value(None, x.width), op)
 
     def logits(self, hidden: Value, weight: str) -> Value:
         """Their memory is made by the call."""
