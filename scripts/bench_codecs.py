@@ -86,9 +86,10 @@ def worker(job: Path) -> None:
             loss = divergence = 0.0
             for index, row in enumerate(rows):
                 comm.fused.clear()
-                logits = engine.forward(models.whole_row(row[:-1]))
-                if comm.rank:
+                answer = engine.forward(models.whole_row(row[:-1]))
+                if answer is None:
                     continue
+                logits = torch.stack([values for values in answer.rows if isinstance(values, torch.Tensor)])
                 loss += functional.cross_entropy(logits, row[1:], reduction="sum").item()
                 if coding == NO_CODING:
                     reference.append(logits)

@@ -76,6 +76,7 @@ def whole_row(row: torch.Tensor) -> StepBatch:
         token_ids=row,
         sequences=(SequenceSlice(slot=0, num_tokens=len(row), past=0, blocks=blocks),),
         logit_rows=torch.arange(len(row)),
+        row_top_k=torch.zeros(len(row), dtype=torch.int64),
     )
 
 
