@@ -21,7 +21,7 @@ pick_python() {
 # Python sources are used in place (editable install); only what is compiled or installed goes into the stamp.
 stamp() {
   (cd "$ROOT" && echo "$EXTRAS" && cat pyproject.toml requirements/*.txt \
-    && find plugins -type f \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name CMakeLists.txt \) \
+    && find plugins -type f \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name CMakeLists.txt -o -name '*.cmake' \) \
       -not -path '*/build/*' -print0 | sort -z | xargs -0 cat) | sha256sum | cut -d' ' -f1
 }
 

@@ -38,11 +38,12 @@ extern "C" {
 #define PT_LINEAR_API __attribute__((visibility("default")))
 #define PT_LINEAR_ABI_VERSION 1
 
+/* The numbers are those of pt_status. */
 typedef enum pt_linear_status {
   PT_LINEAR_OK = 0,
   PT_LINEAR_INVALID_ARGUMENT = 1,
-  PT_LINEAR_SYSTEM_ERROR = 2, /* no memory, no thread */
-  PT_LINEAR_UNSUPPORTED = 3   /* PT_KERNELS_ISA asks for what this build or processor lacks */
+  PT_LINEAR_SYSTEM_ERROR = 6, /* no memory, no thread */
+  PT_LINEAR_UNSUPPORTED = 7   /* PT_KERNELS_ISA asks for what this build or processor lacks */
 } pt_linear_status;
 
 /* Types of x, y, bias, scale and zero; the numbers are those of pt_dtype. */

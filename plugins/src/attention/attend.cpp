@@ -34,8 +34,8 @@ struct Rows {
 
 template <typename Type>
 inline void load_row(const void* source, int64_t offset, float* values, int64_t count) {
-  track_fusion::load_tile<Type>(static_cast<const typename Type::Storage*>(source) + offset, values,
-                                static_cast<size_t>(count));
+  numeric::load_tile<Type>(static_cast<const typename Type::Storage*>(source) + offset, values,
+                           static_cast<size_t>(count));
 }
 
 void load_query(const AttendTask& task, const Rows& rows) {
@@ -56,8 +56,7 @@ void load_query(const AttendTask& task, const Rows& rows) {
 
 template <typename Type>
 inline void store_row(float* values, void* target, int64_t offset, int64_t count) {
-  track_fusion::store_tile<Type>(values, static_cast<typename Type::Storage*>(target) + offset,
-                                 static_cast<size_t>(count));
+  numeric::store_tile<Type>(values, static_cast<typename Type::Storage*>(target) + offset, static_cast<size_t>(count));
 }
 
 void store_output(const AttendTask& task, const Rows& rows) {

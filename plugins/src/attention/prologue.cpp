@@ -9,8 +9,8 @@
 namespace pt::attention::PT_KERNELS_ISA {
 namespace {
 
-using track_fusion::load_tile;
-using track_fusion::store_tile;
+using numeric::load_tile;
+using numeric::store_tile;
 
 constexpr size_t kTile = 256;  // floats that stay in the first-level cache
 constexpr size_t kLanesOfSquares = 16;

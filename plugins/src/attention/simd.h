@@ -6,17 +6,17 @@
 // Element types as bits. Not every kernel needs all of them.
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wunused-function"
-#include "track_fusion/numeric.h"
+#include "common/numeric.h"
 #pragma GCC diagnostic pop
 
 namespace pt::attention {
 namespace {
 
-using track_fusion::AnyFloat;
-using track_fusion::AnyHalf;
-using track_fusion::Bfloat16;
-using track_fusion::Float16;
-using track_fusion::Float32;
+using numeric::AnyFloat;
+using numeric::AnyHalf;
+using numeric::Bfloat16;
+using numeric::Float16;
+using numeric::Float32;
 
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;

@@ -6,8 +6,8 @@
 namespace pt::attention::PT_KERNELS_ISA {
 namespace {
 
-using track_fusion::bits_of;
-using track_fusion::float_of;
+using numeric::bits_of;
+using numeric::float_of;
 
 // One head of one token as the cache's type.
 template <typename Source, typename Target>
@@ -24,7 +24,7 @@ inline void copy(const typename Type::Storage* source, typename Type::Storage* t
 template <typename Source>
 float quantise(const typename Source::Storage* source, int8_t* target, int64_t count) {
   alignas(64) float values[PT_ATTENTION_MAX_HEAD_DIM];
-  track_fusion::load_tile<Source>(source, values, static_cast<size_t>(count));
+  numeric::load_tile<Source>(source, values, static_cast<size_t>(count));
   uint32_t largest = 0;  // magnitudes order like their bits, and NaN comes last
   for (int64_t i = 0; i < count; ++i) {
     const uint32_t magnitude = bits_of(values[i]) & 0x7FFFFFFFu;
@@ -39,7 +39,7 @@ float quantise(const typename Source::Storage* source, int8_t* target, int64_t c
     // The low bits of 1.5 * 2^23 + x are x rounded to nearest even.
     target[i] = static_cast<int8_t>(bits_of(scaled + 12582912.0f) & 0xFFu);
   }
-  return finite ? (usable ? float_of(largest) / 127.0f : 0.0f) : float_of(track_fusion::kQuietNan);
+  return finite ? (usable ? float_of(largest) / 127.0f : 0.0f) : float_of(numeric::kQuietNan);
 }
 
 template <typename Element>

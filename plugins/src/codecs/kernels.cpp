@@ -4,7 +4,7 @@
 #include "codecs/kernels.h"
 
 #include "codecs/group.h"
-#include "track_fusion/numeric.h"
+#include "common/numeric.h"
 
 #define PT_STRING_OF(text) #text
 #define PT_STRING(text) PT_STRING_OF(text)
@@ -12,9 +12,9 @@
 namespace pt::codecs::PT_KERNELS_ISA {
 namespace {
 
-using track_fusion::Bfloat16;
-using track_fusion::Float16;
-using track_fusion::Float32;
+using numeric::Bfloat16;
+using numeric::Float16;
+using numeric::Float32;
 
 // Walks the groups of a range: where each starts in its matrix, and how many of its values are inside the row.
 template <typename Codec>
@@ -42,19 +42,19 @@ class Cursor {
 template <typename Codec, typename Type>
 inline void load_group(const typename Type::Storage* source, size_t width, float* values) {
   if (width == Codec::kGroup) {
-    track_fusion::load_tile<Type>(source, values, Codec::kGroup);
+    numeric::load_tile<Type>(source, values, Codec::kGroup);
     return;
   }
-  track_fusion::load_tile<Type>(source, values, width);
+  numeric::load_tile<Type>(source, values, width);
   for (size_t i = width; i < Codec::kGroup; ++i) values[i] = 0.0f;
 }
 
 template <typename Codec, typename Type>
 inline void store_group(const float* values, size_t width, typename Type::Storage* target) {
   if (width == Codec::kGroup) {
-    track_fusion::store_tile<Type>(values, target, Codec::kGroup);
+    numeric::store_tile<Type>(values, target, Codec::kGroup);
   } else {
-    track_fusion::store_tile<Type>(values, target, width);
+    numeric::store_tile<Type>(values, target, width);
   }
 }
 
@@ -94,7 +94,7 @@ void reduce(const ConstEncoded* sources, int size, const void* residual, float s
   for (size_t group = 0; group < range.count; ++group, cursor.advance()) {
     sum_group<Codec>(sources, size, scale, group, sum);
     if (residual != nullptr) {
-      track_fusion::add_tile<Type>(static_cast<const Storage*>(residual) + cursor.offset(), sum, cursor.width());
+      numeric::add_tile<Type>(static_cast<const Storage*>(residual) + cursor.offset(), sum, cursor.width());
     }
     store_group<Codec, Type>(sum, cursor.width(), static_cast<Storage*>(out) + cursor.offset());
   }

@@ -2,8 +2,10 @@
 // One exception type inside the library, one status code per thread outside of it.
 #pragma once
 
+#include <new>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 
 #include "pt/track_fusion.h"
 
@@ -39,13 +41,16 @@ int guarded(Body&& body) noexcept {
     set_last_error(error.what());
     return error.status();
   } catch (const std::bad_alloc&) {
-    set_last_error("track_fusion: out of memory");
+    set_last_error("out of memory");
+    return PT_SYSTEM_ERROR;
+  } catch (const std::system_error& error) {  // no thread to be had, for one
+    set_last_error(error.what());
     return PT_SYSTEM_ERROR;
   } catch (const std::exception& error) {
     set_last_error(error.what());
     return PT_INTERNAL;
   } catch (...) {
-    set_last_error("track_fusion: unknown exception");
+    set_last_error("unknown exception");
     return PT_INTERNAL;
   }
 }

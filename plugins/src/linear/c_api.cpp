@@ -4,7 +4,7 @@
 #include "linear/linear.h"
 #include "pt/linear.h"
 
-using pt::linear::guarded;
+using pt::guarded;
 using pt::linear::Product;
 
 namespace {
@@ -55,7 +55,7 @@ int run(const char* where, const Product& product, int threads) noexcept {
 
 }  // namespace
 
-const char* pt_linear_last_error(void) noexcept { return pt::linear::last_error(); }
+const char* pt_linear_last_error(void) noexcept { return pt::last_error(); }
 
 int pt_linear_abi_version(void) noexcept { return PT_LINEAR_ABI_VERSION; }
 

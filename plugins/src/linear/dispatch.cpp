@@ -1,61 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 // Chooses the instruction set at run time.
-#include <cstdlib>
-#include <cstring>
-
-#include "linear/error.h"
+#include "common/isa.h"
 #include "linear/kernels.h"
 
 namespace pt::linear {
 namespace {
 
-struct Variant {
-  const Kernels* kernels;
-  bool supported;
-};
-
-// Fastest first. The conditions are what -march=x86-64-v3 and -v4 let the compiler use.
-template <typename Visit>
-void for_each_variant(Visit&& visit) {
 #if defined(PT_HAVE_X86_KERNELS)
-  const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c") &&
-                  __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("lzcnt");
-  const bool v4 = v3 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                  __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-                  __builtin_cpu_supports("avx512vl");
-  visit(Variant{&avx512::kKernels, v4});
-  visit(Variant{&avx2::kKernels, v3});
-#endif
-  visit(Variant{&baseline::kKernels, true});
-}
-
-const Kernels& choose() {
-  const char* wanted = std::getenv("PT_KERNELS_ISA");
-  const Kernels* chosen = nullptr;
-  bool known = false;
-  for_each_variant([&](const Variant& variant) {
-    if (wanted != nullptr && *wanted != '\0' && std::strcmp(wanted, variant.kernels->name) != 0) return;
-    known = true;
-    if (variant.supported && chosen == nullptr) chosen = variant.kernels;
-  });
-  if (chosen != nullptr) return *chosen;
-  if (known) {
-    fail(PT_LINEAR_UNSUPPORTED,
-         "PT_KERNELS_ISA is '%s', which this processor cannot run; unset it to choose automatically", wanted);
-  }
-  fail(PT_LINEAR_UNSUPPORTED, "PT_KERNELS_ISA is '%s', this build has: baseline%s", wanted,
-#if defined(PT_HAVE_X86_KERNELS)
-       ", avx2, avx512"
+constexpr std::initializer_list<const Kernels*> kVariants = {&avx512::kKernels, &avx2::kKernels, &baseline::kKernels};
 #else
-       ""
+constexpr std::initializer_list<const Kernels*> kVariants = {&baseline::kKernels};
 #endif
-  );
-}
 
 }  // namespace
 
 const Kernels& select_kernels() {
-  static const Kernels& chosen = choose();  // tried again by the next call when it throws
+  static const Kernels& chosen = choose_isa("linear", "PT_KERNELS_ISA", kVariants);  // tried again when it throws
   return chosen;
 }
 

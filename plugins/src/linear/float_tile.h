@@ -37,7 +37,7 @@ struct Float16Weights {
 #else
     Floats value;
     for (size_t i = 0; i < kLanes; ++i) {
-      value[i] = Float16::to_float(reinterpret_cast<const track_fusion::AnyHalf*>(source)[i]);
+      value[i] = Float16::to_float(reinterpret_cast<const numeric::AnyHalf*>(source)[i]);
     }
     return value;
 #endif

@@ -16,7 +16,7 @@ size_t whole_pages(size_t bytes) { return (bytes + kHugePage - 1) / kHugePage * 
 }  // namespace
 
 int pt_linear_huge_alloc(size_t bytes, void** memory) noexcept {
-  return pt::linear::guarded([&] {
+  return pt::guarded([&] {
     PT_LINEAR_REQUIRE(memory != nullptr, "huge_alloc: the place for the address is null");
     *memory = nullptr;
     PT_LINEAR_REQUIRE(bytes > 0 && bytes <= SIZE_MAX / 2, "huge_alloc: %zu bytes, expected at least 1", bytes);
@@ -25,7 +25,8 @@ int pt_linear_huge_alloc(size_t bytes, void** memory) noexcept {
     void* const raw =
         ::mmap(nullptr, size + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (raw == MAP_FAILED) {
-      pt::linear::fail(PT_LINEAR_SYSTEM_ERROR, "mmap of %zu bytes failed: %s", size + kHugePage, std::strerror(errno));
+      throw pt::Error(PT_SYSTEM_ERROR,
+                      pt::format_text("linear: mmap of %zu bytes failed: %s", size + kHugePage, std::strerror(errno)));
     }
     const auto begin = reinterpret_cast<uintptr_t>(raw);
     const uintptr_t aligned = (begin + kHugePage - 1) / kHugePage * kHugePage;

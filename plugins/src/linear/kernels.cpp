@@ -142,7 +142,7 @@ void weights_as_floats(const pt_linear_weight& weight, size_t output, size_t beg
 }
 
 void dequantize(const pt_linear_weight* weight, size_t first, size_t last, int dtype, void* out) {
-  using namespace track_fusion;
+  using namespace numeric;
   alignas(64) float values[kPiece];
   for (size_t output = first; output < last; ++output) {
     for (size_t begin = 0; begin < weight->in; begin += kPiece) {

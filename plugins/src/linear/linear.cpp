@@ -10,13 +10,13 @@
 #include "linear/pool.h"
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wunused-function"
-#include "track_fusion/numeric.h"
+#include "common/numeric.h"
 #pragma GCC diagnostic pop
 
 namespace pt::linear {
 namespace {
 
-using namespace track_fusion;
+using namespace numeric;
 
 // Outputs of one piece of work at most: its sums stay in the first-level cache.
 constexpr size_t kMaxPieceOutputs = 16 * kTileOutputs;

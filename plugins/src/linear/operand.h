@@ -8,11 +8,11 @@
 namespace pt::linear {
 namespace {
 
-using track_fusion::Bfloat16;
-using track_fusion::bits_of;
-using track_fusion::Float16;
-using track_fusion::Float32;
-using track_fusion::float_of;
+using numeric::Bfloat16;
+using numeric::bits_of;
+using numeric::Float16;
+using numeric::Float32;
+using numeric::float_of;
 
 // Inputs that pass through the first-level cache together. Part of the order of sums: the same for all row counts.
 constexpr size_t kPiece = 1024;
@@ -50,7 +50,7 @@ struct Operand {
 };
 
 inline void load_floats(const void* source, int dtype, size_t offset, float* values, size_t count) {
-  using namespace track_fusion;
+  using namespace numeric;
   switch (static_cast<pt_linear_dtype>(dtype)) {
     case PT_LINEAR_X_FLOAT32:
       return load_tile<Float32>(static_cast<const AnyFloat*>(source) + offset, values, count);
@@ -94,7 +94,7 @@ inline void quantize_block(float* values, size_t count, int16_t* codes, float* s
   if (exponent == 255) {
     for (size_t i = 0; i < count; ++i) codes[i] = 0;
     for (size_t i = 0; i < count; ++i) values[i] = 0.0f;
-    *scale = *sum = float_of(track_fusion::kQuietNan);
+    *scale = *sum = float_of(numeric::kQuietNan);
     return;
   }
   // Keeps scale and its inverse normal numbers; blocks below 2^-112 lose digits.

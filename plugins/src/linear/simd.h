@@ -13,7 +13,7 @@
 // Of the conversions only loads and stores are used here.
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wunused-function"
-#include "track_fusion/numeric.h"
+#include "common/numeric.h"
 #pragma GCC diagnostic pop
 
 // A function per tile size: inlined into each other, they take each other's registers.

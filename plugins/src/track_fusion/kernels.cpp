@@ -3,13 +3,15 @@
 // operations is fixed by the source, so every variant gives the same bits.
 #include "track_fusion/kernels.h"
 
-#include "track_fusion/numeric.h"
+#include "common/numeric.h"
 
 #define PT_STRING_OF(text) #text
 #define PT_STRING(text) PT_STRING_OF(text)
 
 namespace pt::track_fusion::PT_KERNELS_ISA {
 namespace {
+
+using namespace numeric;
 
 // A tile of fp32 stays in the first-level cache beside the sources it is made of.
 constexpr size_t kTile = 256;

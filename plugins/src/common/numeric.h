@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Element types as bits, and tiles of them to and from fp32. Every loop has no branch, so that it vectorises.
-// Included by the kernels only; all in an unnamed namespace for the reason given in kernels.h.
+// All in an unnamed namespace, so that no copy made for one instruction set can stand in for another.
 #pragma once
 
 #include <stddef.h>
@@ -10,7 +10,7 @@
 #include <immintrin.h>
 #endif
 
-namespace pt::track_fusion {
+namespace pt::numeric {
 namespace {
 
 // Loads and stores through these are legal at any address and may alias anything.
@@ -123,4 +123,4 @@ inline void store_tile<Float16>(const float* __restrict values, AnyHalf* __restr
 #endif
 
 }  // namespace
-}  // namespace pt::track_fusion
+}  // namespace pt::numeric
