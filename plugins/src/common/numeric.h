@@ -6,7 +6,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#if defined(__F16C__)
+#include "common/host_device.h"
+
+#if defined(__F16C__) && !defined(__CUDACC__)
 #include <immintrin.h>
 #endif
 
@@ -19,22 +21,22 @@ typedef uint16_t AnyHalf __attribute__((aligned(1), may_alias));
 
 constexpr uint32_t kQuietNan = 0x7FC00000u;
 
-inline float float_of(uint32_t bits) { return __builtin_bit_cast(float, bits); }
-inline uint32_t bits_of(float value) { return __builtin_bit_cast(uint32_t, value); }
+PT_HOST_DEVICE float float_of(uint32_t bits) { return __builtin_bit_cast(float, bits); }
+PT_HOST_DEVICE uint32_t bits_of(float value) { return __builtin_bit_cast(uint32_t, value); }
 
 // One NaN for all: which operand's payload survives an addition depends on the instruction the compiler chose.
-inline uint32_t canonical_bits(float value) { return value != value ? kQuietNan : bits_of(value); }
+PT_HOST_DEVICE uint32_t canonical_bits(float value) { return value != value ? kQuietNan : bits_of(value); }
 
 struct Float32 {
   using Storage = AnyFloat;
-  static inline float to_float(float value) { return value; }
-  static inline float from_float(float value) { return float_of(canonical_bits(value)); }
+  static PT_HOST_DEVICE float to_float(float value) { return value; }
+  static PT_HOST_DEVICE float from_float(float value) { return float_of(canonical_bits(value)); }
 };
 
 struct Bfloat16 {
   using Storage = AnyHalf;
-  static inline float to_float(uint16_t value) { return float_of(static_cast<uint32_t>(value) << 16); }
-  static inline uint16_t from_float(float value) {
+  static PT_HOST_DEVICE float to_float(uint16_t value) { return float_of(static_cast<uint32_t>(value) << 16); }
+  static PT_HOST_DEVICE uint16_t from_float(float value) {
     const uint32_t bits = canonical_bits(value);
     return static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
   }
@@ -42,7 +44,7 @@ struct Bfloat16 {
 
 struct Float16 {
   using Storage = AnyHalf;
-  static inline float to_float(uint16_t value) {
+  static PT_HOST_DEVICE float to_float(uint16_t value) {
     const uint32_t sign = (static_cast<uint32_t>(value) & 0x8000u) << 16;
     const uint32_t magnitude = (static_cast<uint32_t>(value) & 0x7FFFu) << 13;
     const uint32_t exponent = magnitude & 0x0F800000u;
@@ -53,7 +55,7 @@ struct Float16 {
     const uint32_t finite = exponent == 0 ? subnormal : normal;
     return float_of(sign | (exponent == 0x0F800000u ? special : finite));
   }
-  static inline uint16_t from_float(float value) {
+  static PT_HOST_DEVICE uint16_t from_float(float value) {
     const uint32_t bits = canonical_bits(value);
     const uint32_t sign = (bits >> 16) & 0x8000u;
     const uint32_t magnitude = bits & 0x7FFFFFFFu;
@@ -85,7 +87,7 @@ inline void store_tile(const float* __restrict values, typename Type::Storage* _
   for (size_t i = 0; i < count; ++i) target[i] = Type::from_float(values[i]);
 }
 
-#if defined(__F16C__)
+#if defined(__F16C__) && !defined(__CUDACC__)
 // Same bits as the loops above (NaN is made canonical before the conversion), one instruction per eight elements.
 inline __m256 load_half8(const AnyHalf* source) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(source)));

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a protocol is given: the channel it runs on and the message, cut into rows of whole vectors.
+#pragma once
+
+#include "cuda_fusion/layout.h"
+
+namespace pt::cuda_fusion {
+
+// One rank's end. Plain data: kernels get it by value.
+struct Channel {
+  unsigned char* workspaces[kMaxRanks];  // of all ranks, own included, as this rank addresses them
+  Control* control;
+  Record* record;
+  Layout layout;
+  uint32_t rank;
+  uint32_t size;
+  uint64_t timeout_ns;  // of one wait without progress; 0: none
+  bool strict;          // fences that public implementations of the one-shot protocol leave out
+
+  template <typename Object>
+  PT_HOST_DEVICE Object* at(uint32_t owner, uint64_t offset) const {
+    return reinterpret_cast<Object*>(workspaces[owner] + offset);
+  }
+  PT_HOST_DEVICE Header* header(uint32_t owner) const { return at<Header>(owner, 0); }
+};
+
+// With RMSNorm a row is a token. Without it the tensor is cut into rows of kFlatVectors, the last one may be shorter.
+constexpr uint32_t kFlatVectors = 256;
+
+struct Call {
+  const void* x;
+  const void* residual;  // null: none
+  void* h;
+  const void* gamma;  // [num_gammas, row_elements]
+  void* norm_out;     // [num_gammas, elements]
+  uint64_t elements;
+  uint64_t rows;
+  uint64_t row_elements;
+  uint32_t row_vectors;  // of a row in transit, rounded up
+  uint32_t num_gammas;
+  uint64_t piece_rows;  // of pull and two-shot: what one pass over the staging memory carries
+  uint32_t num_pieces;
+  float scale;
+  float eps;
+  bool gamma_is_float;
+  bool aligned;  // every row of every tensor starts on 16 bytes and is whole vectors
+
+  PT_HOST_DEVICE uint64_t elements_in(uint64_t row) const {
+    const uint64_t rest = elements - row * row_elements;
+    return rest < row_elements ? rest : row_elements;
+  }
+  template <typename Type>
+  PT_HOST_DEVICE uint32_t vectors_in(uint64_t row) const {
+    return static_cast<uint32_t>((elements_in(row) + kPerVector<Type> - 1) / kPerVector<Type>);
+  }
+};
+
+}  // namespace pt::cuda_fusion

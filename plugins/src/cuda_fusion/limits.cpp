@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cuda_fusion/limits.h"
+
+#include <algorithm>
+
+namespace pt::cuda_fusion {
+
+const char* algorithm_name(Algorithm algorithm) noexcept {
+  switch (algorithm) {
+    case Algorithm::kOneShot:
+      return "one-shot";
+    case Algorithm::kPull:
+      return "pull";
+    case Algorithm::kTwoShot:
+      return "two-shot";
+    case Algorithm::kNccl:
+      return "nccl";
+    case Algorithm::kMulticast:
+      return "multicast";
+  }
+  return "unknown";
+}
+
+Algorithm select_algorithm(const Selection& s, const Limits& limits) noexcept {
+  if (s.bytes <= std::min(limits.one_shot, s.one_shot_room)) return Algorithm::kOneShot;
+  // Only the pull form adds the residual before the one rounding.
+  if (s.bytes <= limits.pull || s.has_residual) return Algorithm::kPull;
+  if (s.multicast_possible && limits.multicast != 0 && s.bytes >= limits.multicast) return Algorithm::kMulticast;
+  if (s.bytes <= limits.two_shot || !s.has_nccl) return Algorithm::kTwoShot;
+  return Algorithm::kNccl;
+}
+
+}  // namespace pt::cuda_fusion

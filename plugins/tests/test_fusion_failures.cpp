@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+// Ranks that do not arrive, and protocols that are known to be wrong: the tests of the right ones must be able to fail.
+#include "fusion_world.h"
+
+using namespace pt;
+using namespace pt::testing;
+using Type = numeric::Float32;
+
+namespace {
+
+constexpr uint32_t kVectors = 8;
+constexpr Layout kSmall = {2, 4096, 8192};
+
+thread_local int this_rank = -1;
+
+// Rank 0 takes its time before it clears.
+struct SlowClear : HostMemory {
+  using HostMemory::store_relaxed;
+  static void store_relaxed(Vector* to, const Vector& v) {
+    if (this_rank == 0 && has_sentinel(v)) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    HostMemory::store_relaxed(to, v);
+  }
+};
+
+// Flags that order nothing: for ThreadSanitizer to object to.
+struct RelaxedFlags : HostMemory {
+  static void store_release(uint32_t* to, uint32_t value) { HostMemory::store_relaxed(to, value); }
+  static uint32_t load_acquire(const uint32_t* from) { return HostMemory::load_relaxed(from); }
+};
+
+struct Message {
+  std::vector<float> x = std::vector<float>(kVectors * 4);
+  std::vector<float> h = std::vector<float>(kVectors * 4, 77.0f);
+
+  Call call(int rank) {
+    for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(rank + 1);
+    Call made = {};
+    made.x = x.data();
+    made.h = h.data();
+    made.elements = x.size();
+    made.rows = made.piece_rows = made.num_pieces = 1;
+    made.row_elements = x.size();
+    made.row_vectors = kVectors;
+    made.scale = 1.0f;
+    made.aligned = reinterpret_cast<uintptr_t>(x.data()) % 16 == 0 && reinterpret_cast<uintptr_t>(h.data()) % 16 == 0;
+    return made;
+  }
+  bool all(float value) const {
+    return std::all_of(h.begin(), h.end(), [&](float found) { return found == value; });
+  }
+};
+
+// Calls with the right result on both ranks, until the first failure or `calls`.
+template <typename Protocol>
+int good_calls(int calls) {
+  FusionWorld world(2, 1, 1, kSmall, 0.25);
+  int good[2] = {0, 0};
+  world.run([&](int rank, HostTeam& team, const auto&) {
+    this_rank = rank;
+    Message message;
+    while (good[rank] < calls) {
+      const Call call = message.call(rank);
+      Protocol::run(world.channel(rank), call, team);
+      if (world.record(rank).ready != 0 || !message.all(3.0f)) break;
+      ++good[rank];
+    }
+  });
+  return std::min(good[0], good[1]);
+}
+
+void three_generations_survive_a_slow_clear_and_two_do_not() {
+  constexpr int kCalls = 12;
+  CHECK((good_calls<OneShot<SlowClear, Type, 2, 3>>(kCalls)) == kCalls);
+  CHECK((good_calls<OneShot<SlowClear, Type, 2, 2>>(kCalls)) < kCalls);
+  CHECK((good_calls<OneShot<SlowClear, Type, 2, 1>>(kCalls)) < kCalls);
+}
+
+template <typename Protocol>
+void absent_rank_is_named(Algorithm algorithm) {
+  FusionWorld world(4, 2, 2, {4, 4096, 8192}, 0.2);
+  world.run([&](int rank, HostTeam& team, const auto& kernel_boundary) {
+    static Message messages[4];
+    static Call calls[4];
+    if (rank == 2) return;  // never comes
+    if (kernel_boundary()) calls[rank] = messages[rank].call(rank);
+    kernel_boundary();
+    Protocol::run(world.channel(rank), calls[rank], team);
+    if (kernel_boundary()) CHECK(messages[rank].all(0.0f));
+  });
+  int timeouts = 0;
+  for (const int rank : {0, 1, 3}) {
+    const Record& record = world.record(rank);
+    CHECK(record.ready == 1 && record.rank == static_cast<uint32_t>(rank) && record.algorithm == algorithm);
+    CHECK(record.epoch == kFirstEpoch + (algorithm == Algorithm::kOneShot ? 0 : 1));
+    CHECK(record.failure == Failure::kTimeout || record.failure == Failure::kAborted);
+    if (record.failure == Failure::kTimeout) ++timeouts;
+    if (record.failure == Failure::kTimeout) CHECK(record.peer == 2);
+    if (record.failure == Failure::kAborted) CHECK(record.peer != 2);
+  }
+  CHECK(timeouts >= 1);
+  CHECK(world.channel(2).header(2)->abort != 0);  // and the absent one will know when it comes
+}
+
+void host_can_abort_a_waiting_rank() {
+  FusionWorld world(2, 1, 1, kSmall, 60.0);
+  world.run([&](int rank, HostTeam& team, const auto&) {
+    if (rank == 1) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+      HostMemory::store_relaxed(&world.channel(0).record->abort_request, 1u);
+      return;
+    }
+    Message message;
+    OneShot<HostMemory, Type, 2>::run(world.channel(0), message.call(0), team);
+    CHECK(message.all(0.0f));
+  });
+  CHECK(world.record(0).ready == 1 && world.record(0).failure == Failure::kAborted);
+}
+
+void memory_without_a_header_is_not_waited_for() {
+  FusionWorld world(2, 1, 1, kSmall, 60.0);
+  world.channel(0).header(0)->magic = 0;
+  world.run([&](int rank, HostTeam& team, const auto&) {
+    if (rank != 0) return;
+    Message message;
+    TwoShot<HostMemory, Type, 2>::run(world.channel(0), message.call(0), team);
+    CHECK(message.all(0.0f));
+  });
+  CHECK(world.record(0).ready == 1 && world.record(0).failure == Failure::kNotConnected);
+}
+
+}  // namespace
+
+int main(int argc, char**) {
+  if (argc > 1) {  // under ThreadSanitizer only
+    good_calls<Pull<RelaxedFlags, Type, 2>>(50);
+    return 0;
+  }
+  three_generations_survive_a_slow_clear_and_two_do_not();
+  absent_rank_is_named<OneShot<HostMemory, Type, 4>>(Algorithm::kOneShot);
+  absent_rank_is_named<Pull<HostMemory, Type, 4>>(Algorithm::kPull);
+  absent_rank_is_named<TwoShot<HostMemory, Type, 0>>(Algorithm::kTwoShot);
+  host_can_abort_a_waiting_rank();
+  memory_without_a_header_is_not_waited_for();
+}
