@@ -63,6 +63,9 @@ TRACK_FUSION_ISA = Variable(
     "baseline, avx2, avx512 or nothing",
     "Instruction set of the CPU collectives; empty takes the best this processor has. Results are bit-identical.",
 )
+CUDA_FUSION_LIBRARY = Variable(
+    "PT_CUDA_FUSION_LIBRARY", "", str, "a path", "Shared library of GPU track fusion, instead of the installed one."
+)
 KERNELS_LIBRARY = Variable(
     "PT_KERNELS_LIBRARY", "", str, "a path", "Shared library of the matrix kernels, instead of the installed one."
 )
@@ -111,6 +114,7 @@ CACHE_DIR = Variable(
 VARIABLES = (
     PLUGIN_LIBRARY,
     TRACK_FUSION_ISA,
+    CUDA_FUSION_LIBRARY,
     KERNELS_LIBRARY,
     ATTENTION_LIBRARY,
     PROGRAM_LIBRARY,

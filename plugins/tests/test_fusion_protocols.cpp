@@ -71,7 +71,7 @@ Plan prepare(Tensors& t, const Case& drawn, int dtype, int rank, unsigned call, 
   a.num_gammas = drawn.num_gammas;
   a.gamma_dtype = PT_FLOAT32;
   a.eps = 1e-5f;
-  return make_plan(a, layout, Limits::defaults(static_cast<int>(layout.size)), false, false);
+  return make_plan(a, layout, Limits::defaults(static_cast<int>(layout.size)), false);
 }
 
 // Sums of these inputs are exact in float32: any order would do, and only the sign of a zero is not compared.

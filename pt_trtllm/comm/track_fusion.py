@@ -10,7 +10,7 @@ import os
 import threading
 import weakref
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -58,9 +58,7 @@ class ShmGroup:
         self.size = size
         self.name = self._library.pt_track_fusion_name(pointer).decode()
         self.isa = self._library.pt_track_fusion_isa(pointer).decode()
-        self.handle = next(_handles)
-        _groups[self.handle] = self
-        register_torch_operator()
+        self.handle = register_handle(self)
 
     @classmethod
     def create(
@@ -253,13 +251,35 @@ class ShmGroup:
         check(self._library, status)
 
 
+class Fuser(Protocol):
+    """Whatever fuses tracks: a group of this host's processors, or a channel between GPUs."""
+
+    def fuse(
+        self,
+        x: torch.Tensor,
+        *,
+        op: str = "mean",
+        residual: torch.Tensor | None = None,
+        gamma: torch.Tensor | None = None,
+        eps: float = 1e-5,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]: ...
+
+
 _handles = itertools.count(1)
-_groups: weakref.WeakValueDictionary[int, ShmGroup] = weakref.WeakValueDictionary()
+_fusers: weakref.WeakValueDictionary[int, Fuser] = weakref.WeakValueDictionary()
+
+
+def register_handle(fuser: Fuser) -> int:
+    """Makes `fuser` known to the torch operator, by a number that stays valid as long as the object."""
+    handle = next(_handles)
+    _fusers[handle] = fuser
+    register_torch_operator()
+    return handle
 
 
 @functools.cache
 def register_torch_operator() -> object:
-    """Defines `torch.ops.pt_trtllm.track_fusion(x, handle, op, residual, gamma, eps) -> (h, normed)` for CPU tensors.
+    """Defines `torch.ops.pt_trtllm.track_fusion(x, handle, op, residual, gamma, eps) -> (h, normed)`; CPU and CUDA.
 
     It traces under torch.compile; `normed` is empty without gamma. Like every collective it must stay in the graph on
     all ranks or on none: use its result. The first group made in a process registers it.
@@ -271,6 +291,7 @@ def register_torch_operator() -> object:
         " -> (Tensor, Tensor)"
     )
     library.impl("track_fusion", _track_fusion, "CPU")
+    library.impl("track_fusion", _track_fusion, "CUDA")
     torch.library.register_fake("pt_trtllm::track_fusion", _track_fusion_fake, lib=library)
     return library  # unloading it would remove the operator: the cache keeps it
 
@@ -283,10 +304,10 @@ def _track_fusion(
     gamma: torch.Tensor | None = None,
     eps: float = 1e-5,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    group = _groups.get(handle)
-    if group is None:
+    fuser = _fusers.get(handle)
+    if fuser is None:
         raise CommunicationError(f"track_fusion: no group has the handle {handle} in this process")
-    h, normed = group.fuse(x, op=op, residual=residual, gamma=gamma, eps=eps)
+    h, normed = fuser.fuse(x, op=op, residual=residual, gamma=gamma, eps=eps)
     return h, x.new_empty(0) if normed is None else normed
 
 
@@ -332,19 +353,19 @@ def _writable(
     return (ctypes.addressof(ctypes.c_char.from_buffer(view)) if view.nbytes else None), view.nbytes
 
 
-def _found(tensor: torch.Tensor) -> str:
+def found(tensor: torch.Tensor) -> str:
     kind = "contiguous" if tensor.is_contiguous() else "strided"
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} {kind} on {tensor.device}"
 
 
 def _unsuitable(operation: str, name: str, tensor: torch.Tensor, shape: str = "at least one dimension") -> Exception:
     types = "any type" if operation in ("gather", "broadcast") else "float32, bfloat16 or float16"
-    return CommunicationError(f"{operation}: {name} is {_found(tensor)}, expected {types}, {shape}, contiguous on cpu")
+    return CommunicationError(f"{operation}: {name} is {found(tensor)}, expected {types}, {shape}, contiguous on cpu")
 
 
 def _unlike(operation: str, name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: list[Any]) -> Exception:
     expected = str(dtype).removeprefix("torch.")
     return CommunicationError(
-        f"{operation}: {name} is {_found(tensor)}, expected {expected} {shape}, contiguous on cpu"
+        f"{operation}: {name} is {found(tensor)}, expected {expected} {shape}, contiguous on cpu"
         + (" (or float32)" if name == "gamma" else "")
     )

@@ -48,8 +48,7 @@ typedef enum pt_cuda_fusion_algorithm {
   PT_FUSION_ONE_SHOT = 0,
   PT_FUSION_PULL = 1,
   PT_FUSION_TWO_SHOT = 2,
-  PT_FUSION_NCCL = 3,
-  PT_FUSION_MULTICAST = 4
+  PT_FUSION_NCCL = 3
 } pt_cuda_fusion_algorithm;
 
 /* The same on all ranks but for `rank` and `device`. Zero takes the default. */
@@ -58,16 +57,15 @@ typedef struct pt_cuda_fusion_config {
   int32_t size;
   int32_t rank;
   int32_t provider;
-  int32_t device;           /* CUDA device ordinal; -1: the current one */
-  uint32_t num_blocks;      /* of pull and two-shot, up to 64; all must fit on the device at once. Default 32 */
-  uint64_t one_shot_bytes;  /* largest message of one rank in one piece; default from the number of ranks */
-  uint64_t pull_bytes;      /* up to here everybody reads everything; default from the number of ranks */
-  uint64_t two_shot_bytes;  /* up to here two-shot, NCCL above; default from the number of ranks */
-  uint64_t multicast_bytes; /* from here on NVLS; 0: never (its bf16 sums are not reproducible on every GPU) */
-  uint64_t staging_bytes;   /* room of pull and two-shot, longer messages go in pieces. Default 16 MiB */
-  double timeout_s;         /* of one wait; default 10. Negative: no limit */
-  int32_t use_nccl;         /* look for libnccl.so.2; used when every rank has it */
-  int32_t strict_order;     /* system-scope fences that the one-shot protocol does not need on known hardware */
+  int32_t device;          /* CUDA device ordinal; -1: the current one */
+  uint32_t num_blocks;     /* of pull and two-shot, up to 64; all must fit on the device at once. Default 32 */
+  uint64_t one_shot_bytes; /* largest message of one rank in one piece; default from the number of ranks */
+  uint64_t pull_bytes;     /* up to here everybody reads everything; default from the number of ranks */
+  uint64_t two_shot_bytes; /* up to here two-shot, NCCL above; default from the number of ranks */
+  uint64_t staging_bytes;  /* room of pull and two-shot, longer messages go in pieces. Default 16 MiB */
+  double timeout_s;        /* of one wait; default 10. Negative: no limit */
+  int32_t use_nccl;        /* look for libnccl.so.2; used when every rank has it */
+  int32_t strict_order;    /* system-scope fences that the one-shot protocol does not need on known hardware */
 } pt_cuda_fusion_config;
 
 /* recv = [size][bytes]: what every rank sent, in rank order. Called by all ranks equally often. 0: done. */
@@ -96,7 +94,7 @@ PT_API int pt_cuda_fusion_abi_version(void) PT_NOEXCEPT;
 /* 1 if this library was built with CUDA. It opens channels of PT_FUSION_HOST_THREADS in any case. */
 PT_API int pt_cuda_fusion_has_cuda(void) PT_NOEXCEPT;
 
-/* Collective. Either all ranks get a channel or all fail. */
+/* Collective. Either all ranks get a channel or all fail; only a wrong `size` is refused before the ranks talk. */
 PT_API int pt_cuda_fusion_open(const pt_cuda_fusion_config* config, pt_cuda_fusion_all_gather all_gather, void* context,
                                pt_cuda_fusion** channel) PT_NOEXCEPT;
 

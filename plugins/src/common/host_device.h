@@ -9,7 +9,7 @@
 #endif
 
 // Before a loop whose vectors must stay in registers.
-#if defined(__CUDACC__)
+#if defined(__CUDA_ARCH__)
 #define PT_UNROLL _Pragma("unroll")
 #else
 #define PT_UNROLL

@@ -11,6 +11,8 @@ namespace pt::cuda_fusion {
 constexpr uint32_t kMagic = 0x46435450u;  // "PTCF"
 constexpr uint32_t kLayoutVersion = 1;
 constexpr int kMaxBlocks = 64;
+// Leaves each thread 128 registers: eight vectors in flight and their sums.
+constexpr int kMaxBlockThreads = 512;
 constexpr int kGenerations = 3;         // of the one-shot inboxes: see README.md
 constexpr int kStagingGenerations = 2;  // of pull and two-shot
 constexpr size_t kHeaderBytes = 4096;
@@ -22,14 +24,15 @@ constexpr uint32_t kFirstEpoch = 0xFFFFFF00u;
 enum class Phase : uint32_t { kFirst = 0, kSecond = 1 };
 constexpr int kNumPhases = 2;
 
-// Start of a workspace. Peers write `abort` only. Memory starts as: header, flags and staged_epoch at kFirstEpoch,
-// inboxes full of the sentinel.
+// Start of a workspace. Peers write `abort` and `probe` only. Memory starts as: header, flags and staged_epoch at
+// kFirstEpoch, inboxes full of the sentinel.
 struct alignas(kLineBytes) Header {
   uint32_t magic;
   uint32_t layout_version;
   uint32_t size;
   uint32_t rank;
-  uint32_t abort;  // 1 + the rank that gave up; 0: all is well
+  uint32_t abort;             // 1 + the rank that gave up; 0: all is well
+  uint32_t probe[kMaxRanks];  // what each peer wrote when the channel was opened
 };
 
 // One rank's own counters, in its own memory. They advance on the device: a replayed graph counts like a new launch.

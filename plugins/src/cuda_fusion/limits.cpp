@@ -15,8 +15,6 @@ const char* algorithm_name(Algorithm algorithm) noexcept {
       return "two-shot";
     case Algorithm::kNccl:
       return "nccl";
-    case Algorithm::kMulticast:
-      return "multicast";
   }
   return "unknown";
 }
@@ -25,7 +23,6 @@ Algorithm select_algorithm(const Selection& s, const Limits& limits) noexcept {
   if (s.bytes <= std::min(limits.one_shot, s.one_shot_room)) return Algorithm::kOneShot;
   // Only the pull form adds the residual before the one rounding.
   if (s.bytes <= limits.pull || s.has_residual) return Algorithm::kPull;
-  if (s.multicast_possible && limits.multicast != 0 && s.bytes >= limits.multicast) return Algorithm::kMulticast;
   if (s.bytes <= limits.two_shot || !s.has_nccl) return Algorithm::kTwoShot;
   return Algorithm::kNccl;
 }

@@ -10,8 +10,8 @@ namespace pt::cuda_fusion {
 
 constexpr int kMaxRanks = 16;
 
-enum class Algorithm : uint32_t { kOneShot = 0, kPull = 1, kTwoShot = 2, kNccl = 3, kMulticast = 4 };
-constexpr int kNumAlgorithms = 5;
+enum class Algorithm : uint32_t { kOneShot = 0, kPull = 1, kTwoShot = 2, kNccl = 3 };
+constexpr int kNumAlgorithms = 4;
 
 const char* algorithm_name(Algorithm algorithm) noexcept;
 
@@ -21,23 +21,20 @@ struct Limits {
   size_t one_shot;
   size_t pull;
   size_t two_shot;
-  // From this size on, multicast; 0: never. Off by default: in bf16 its sums are not reproducible on Hopper.
-  size_t multicast;
 
   static constexpr Limits defaults(int size) {
-    if (size <= 2) return {size_t{512} << 10, size_t{32} << 20, size_t{32} << 20, 0};
-    if (size <= 4) return {size_t{512} << 10, size_t{1536} << 10, size_t{16} << 20, 0};
-    return {size_t{256} << 10, size_t{256} << 10, size_t{8} << 20, 0};
+    if (size <= 2) return {size_t{512} << 10, size_t{32} << 20, size_t{32} << 20};
+    if (size <= 4) return {size_t{512} << 10, size_t{1536} << 10, size_t{16} << 20};
+    return {size_t{256} << 10, size_t{256} << 10, size_t{8} << 20};
   }
 };
 
 struct Selection {
   int size;
-  size_t bytes;             // one rank's message as it travels: after the codec, rows padded to whole vectors
-  size_t one_shot_room;     // of an inbox
-  bool has_residual;        // two-shot would round twice
-  bool has_nccl;            // on every rank
-  bool multicast_possible;  // on every rank, and for this dtype
+  size_t bytes;          // one rank's message as it travels: after the codec, rows padded to whole vectors
+  size_t one_shot_room;  // of an inbox
+  bool has_residual;     // two-shot would round twice
+  bool has_nccl;         // on every rank
 };
 
 Algorithm select_algorithm(const Selection& selection, const Limits& limits) noexcept;

@@ -28,7 +28,7 @@ class OneShot {
       float squares = 0.0f;
       for (uint32_t c = team.thread(); c < call.vectors_in<Type>(row); c += team.size()) {
         Vector h = filled(0);
-        float sums[kPerVector<Type>];
+        float sums[kPerVector<Type>] = {};
         if (collect(channel, waiter, channel.layout.inbox(generation), row * call.row_vectors + c,
                     call.rows * call.row_vectors, sums)) {
           h = finish_sum<Type>(call, row, c, sums);

@@ -10,7 +10,6 @@ namespace pt::cuda_fusion {
 namespace {
 
 constexpr uint32_t kWarp = 32;
-constexpr uint32_t kMaxThreads = 1024;
 constexpr uint64_t kMaxElements = uint64_t{1} << 40;
 
 uint64_t round_up(uint64_t value, uint64_t to) { return (value + to - 1) / to * to; }
@@ -52,8 +51,7 @@ uint64_t rows_at_once(Algorithm algorithm, const Call& call, const Layout& layou
 
 size_t dtype_bytes(int dtype) noexcept { return dtype == PT_FLOAT32 ? 4 : 2; }
 
-Plan make_plan(const pt_cuda_fusion_arguments& a, const Layout& layout, const Limits& limits, bool has_nccl,
-               bool has_multicast) {
+Plan make_plan(const pt_cuda_fusion_arguments& a, const Layout& layout, const Limits& limits, bool has_nccl) {
   check(a);
   const uint32_t per_vector = static_cast<uint32_t>(sizeof(Vector) / dtype_bytes(a.dtype));
   Plan plan = {};
@@ -85,15 +83,14 @@ Plan make_plan(const pt_cuda_fusion_arguments& a, const Layout& layout, const Li
   call.row_vectors = static_cast<uint32_t>((call.row_elements + per_vector - 1) / per_vector);
   call.aligned = call.elements % per_vector == 0 && call.row_elements % per_vector == 0 && on_sixteen(a.x) &&
                  on_sixteen(a.residual) && on_sixteen(a.h) && on_sixteen(a.norm_out);
-  plan.threads = static_cast<uint32_t>(std::min<uint64_t>(round_up(call.row_vectors, kWarp), kMaxThreads));
+  plan.threads = static_cast<uint32_t>(std::min<uint64_t>(round_up(call.row_vectors, kWarp), kMaxBlockThreads));
   if (call.rows == 0) return plan;
 
   const Selection selection = {.size = static_cast<int>(layout.size),
                                .bytes = call.rows * call.row_vectors * sizeof(Vector),
                                .one_shot_room = layout.one_shot_bytes,
                                .has_residual = a.residual != nullptr,
-                               .has_nccl = has_nccl,
-                               .multicast_possible = has_multicast};
+                               .has_nccl = has_nccl};
   plan.algorithm = a.algorithm < 0 ? select_algorithm(selection, limits) : static_cast<Algorithm>(a.algorithm);
   switch (plan.algorithm) {
     case Algorithm::kOneShot:
@@ -102,15 +99,15 @@ Plan make_plan(const pt_cuda_fusion_arguments& a, const Layout& layout, const Li
                         static_cast<unsigned long long>(layout.one_shot_bytes));
       break;
     case Algorithm::kTwoShot:
-    case Algorithm::kMulticast:
-      PT_FUSION_REQUIRE(a.residual == nullptr, "fuse: %s cannot add a residual before the one rounding, use pull",
-                        algorithm_name(plan.algorithm));
+      PT_FUSION_REQUIRE(a.residual == nullptr,
+                        "fuse: two-shot cannot add a residual before the one rounding, use pull");
       [[fallthrough]];
     case Algorithm::kPull:
       call.piece_rows = rows_at_once(plan.algorithm, call, layout);
       call.num_pieces = static_cast<uint32_t>((call.rows + call.piece_rows - 1) / call.piece_rows);
       break;
     case Algorithm::kNccl:
+      PT_FUSION_REQUIRE(a.residual == nullptr, "fuse: nccl cannot add a residual before the one rounding, use pull");
       PT_FUSION_REQUIRE(has_nccl, "fuse: nccl was asked for, and not every rank has libnccl.so.2");
       break;
     default:

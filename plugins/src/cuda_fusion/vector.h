@@ -8,15 +8,16 @@
 #include "common/numeric.h"
 
 namespace pt::cuda_fusion {
+
+struct alignas(16) Vector {
+  uint32_t word[4];
+};
+
 namespace {
 
 // "Not yet arrived." As two halves it is (+0, -0), as a float -0: a sender gives up no more than the sign of a zero.
 // Always compared as an integer: under fast-math a float comparison would take denormals for zeros.
 constexpr uint32_t kSentinel = 0x80000000u;
-
-struct alignas(16) Vector {
-  uint32_t word[4];
-};
 
 // Elements of Type in a vector.
 template <typename Type>

@@ -13,7 +13,7 @@ inline void fill_head(std::byte* head, const Layout& layout, uint32_t rank) {
   auto* words = reinterpret_cast<uint32_t*>(head);
   for (size_t i = 0; i < Layout::inboxes() / sizeof(uint32_t); ++i) words[i] = kFirstEpoch;
   *reinterpret_cast<Header*>(head) = {
-      .magic = kMagic, .layout_version = kLayoutVersion, .size = layout.size, .rank = rank, .abort = 0};
+      .magic = kMagic, .layout_version = kLayoutVersion, .size = layout.size, .rank = rank, .abort = 0, .probe = {}};
 }
 
 inline Control first_control() {
