@@ -266,6 +266,8 @@ class Fuser(Protocol):
 
 
 _handles = itertools.count(1)
+_registering = threading.Lock()
+"""Ranks may be threads, and an operator can be defined once only."""
 _fusers: weakref.WeakValueDictionary[int, Fuser] = weakref.WeakValueDictionary()
 
 
@@ -273,7 +275,8 @@ def register_handle(fuser: Fuser) -> int:
     """Makes `fuser` known to the torch operator, by a number that stays valid as long as the object."""
     handle = next(_handles)
     _fusers[handle] = fuser
-    register_torch_operator()
+    with _registering:
+        register_torch_operator()
     return handle
 
 

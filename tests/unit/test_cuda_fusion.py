@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,25 +13,10 @@ from pt_trtllm.comm.cuda_fusion import CudaFusion
 from pt_trtllm.comm.exchange import over_shared_memory
 from pt_trtllm.comm.track_fusion import ShmGroup
 from pt_trtllm.errors import CommunicationError
+from pt_trtllm.testing.threads import ThreadExchange
 
 pytestmark = pytest.mark.unit
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-
-
-class ThreadExchange:
-    def __init__(self, size: int) -> None:
-        self._barrier = threading.Barrier(size, timeout=30)
-        self._slots = [b""] * size
-
-    def for_rank(self, rank: int) -> Callable[[bytes], list[bytes]]:
-        def exchange(mine: bytes) -> list[bytes]:
-            self._slots[rank] = mine
-            self._barrier.wait()
-            everyone = list(self._slots)
-            self._barrier.wait()
-            return everyone
-
-        return exchange
 
 
 def run_ranks(size: int, body: Callable[[CudaFusion], Any], **options: Any) -> list[Any]:

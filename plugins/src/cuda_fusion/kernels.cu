@@ -12,14 +12,14 @@ namespace {
 constexpr uint32_t kFlatThreads = 256;
 
 template <typename Protocol>
-__global__ void __launch_bounds__(kMaxBlockThreads)
+__global__ void __launch_bounds__(kMaxBlockThreads, 1)
     fuse_kernel(const __grid_constant__ Channel channel, const __grid_constant__ Call call) {
   DeviceTeam team(blockIdx.x, gridDim.x);
   Protocol::run(channel, call, team);
 }
 
 template <typename Type>
-__global__ void __launch_bounds__(kMaxBlockThreads) norm_kernel(const __grid_constant__ Call call) {
+__global__ void __launch_bounds__(kMaxBlockThreads, 1) norm_kernel(const __grid_constant__ Call call) {
   DeviceTeam team(blockIdx.x, gridDim.x);
   for (uint64_t row = team.block(); row < call.rows; row += team.num_blocks()) {
     float squares = 0.0f;
