@@ -5,6 +5,7 @@ and tensors, so that networks and engines need not know which of the two they me
 every launch; replayed CUDA graphs do not.
 """
 
+# mypy: disable-error-code="misc"  (classes whose bases are known at run time only)
 from __future__ import annotations
 
 import ctypes
@@ -142,9 +143,7 @@ def make_creator(trt: Any) -> Any:
     """
     dtypes = {trt.DataType.FLOAT: 0, trt.DataType.BF16: 1, trt.DataType.HALF: 2}
 
-    class TrackFusionPlugin(  # type: ignore[misc]  # bases known at run time only
-        trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime
-    ):
+    class TrackFusionPlugin(trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime):
         def __init__(self, fusion: FusionFields, phase: Any, channel: int | None = None) -> None:
             for base in (trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuild, trt.IPluginV3OneRuntime):
                 base.__init__(self)
@@ -204,7 +203,7 @@ def make_creator(trt: Any) -> Any:
         def get_fields_to_serialize(self) -> Any:
             return self.fusion.collection(trt)
 
-    class TrackFusionCreator(trt.IPluginCreatorV3One):  # type: ignore[misc]
+    class TrackFusionCreator(trt.IPluginCreatorV3One):
         def __init__(self) -> None:
             trt.IPluginCreatorV3One.__init__(self)
             self.name, self.plugin_version, self.plugin_namespace = PLUGIN_NAME, PLUGIN_VERSION, PLUGIN_NAMESPACE

@@ -1,0 +1,61 @@
+"""One JSON file and one Markdown table from what plugins/gpu_check wrote. Called by scripts/gpu_check.sh."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+NAME = "cuda_fusion_gpu"
+
+
+def markdown(results: dict[str, Any]) -> str:
+    device, lines = results["device"], results["lines"]
+    limits: dict[str, Any] = next((line for line in lines if line.get("measure") == "limits"), {})
+    checks = [line for line in lines if "check" in line]
+    bad = [line for line in checks if not line["good"]]
+    text = [
+        "# GPU track fusion on one GPU",
+        "",
+        f"`scripts/gpu_check.sh` on {device['device']} (compute capability {device['compute_capability']}, driver "
+        f"{device['driver']}, runtime {device['runtime']}). All ranks share the GPU: times are the protocol's cost, "
+        f"not the latency of links.",
+        "",
+        f"- checks: {len(checks) - len(bad)} of {len(checks)} good"
+        + "".join(f"; FAILED: {json.dumps(line)}" for line in bad),
+        f"- compute-sanitizer: {results['sanitizers']}",
+        f"- NCCL with two ranks on the GPU: {results['nccl']}",
+    ]
+    if limits:
+        text.append(f"- copy bandwidth {limits['copy_gb_per_s']} GB/s, smallest launch {limits['launch_us']} us")
+    text += ["", "| ranks | algorithm | bytes per rank | us | with RMSNorm us |", "|---:|---|---:|---:|---:|"]
+    times = {
+        (line["ranks"], line["algorithm"], line["bytes"], line["norm"]): line["us"]
+        for line in lines
+        if line.get("measure") == "fuse"
+    }
+    for ranks, algorithm, size, norm in sorted(times):
+        if not norm:
+            normed = times.get((ranks, algorithm, size, True), "")
+            text.append(f"| {ranks} | {algorithm} | {size} | {times[ranks, algorithm, size, False]} | {normed} |")
+    return "\n".join(text) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checks", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--sanitizers", required=True)
+    parser.add_argument("--nccl", required=True)
+    options = parser.parse_args()
+    device, *lines = json.loads(options.checks.read_text())
+    results = {"device": device, "lines": lines, "sanitizers": options.sanitizers, "nccl": options.nccl}
+    for suffix, content in ((".json", json.dumps(results, indent=1) + "\n"), (".md", markdown(results))):
+        temporary = options.output / f".{NAME}{suffix}.part"
+        temporary.write_text(content)
+        temporary.replace(options.output / f"{NAME}{suffix}")
+
+
+if __name__ == "__main__":
+    main()

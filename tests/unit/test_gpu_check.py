@@ -1,0 +1,59 @@
+"""The GPU check on machines without a GPU: it says so, and its report can be made."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.unit
+ROOT = Path(__file__).parents[2]
+
+
+def run_check(path: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PATH": path}
+    script = str(ROOT / "scripts/gpu_check.sh")
+    return subprocess.run(["/bin/bash", script], env=environment, capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture
+def tools(tmp_path: Path) -> Path:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name in ("bash", "dirname", "grep"):
+        (folder / name).symlink_to(shutil.which(name) or f"/bin/{name}")
+    return folder
+
+
+def test_without_nvcc_it_says_so_and_exits_with_its_own_code(tools: Path) -> None:
+    run = run_check(str(tools))
+    assert (run.returncode, run.stdout) == (77, "gpu_check: not run: there is no nvcc in PATH\n")
+
+
+def test_without_a_gpu_it_says_so_and_exits_with_its_own_code(tools: Path) -> None:
+    (tools / "nvcc").symlink_to("/bin/true")
+    run = run_check(str(tools))
+    assert (run.returncode, run.stdout) == (77, "gpu_check: not run: there is no GPU (nvidia-smi lists none)\n")
+
+
+def test_the_report_shows_failures_and_times(tmp_path: Path) -> None:
+    lines = [
+        {"device": "a GPU", "compute_capability": "9.0", "multiprocessors": 1, "driver": 1, "runtime": 1},
+        {"check": "streams", "ranks": 2, "algorithm": "pull", "replays": 1, "hash": "0", "good": False},
+        {"measure": "limits", "copy_gb_per_s": 4000, "launch_us": 1.5},
+        {"measure": "fuse", "ranks": 2, "algorithm": "pull", "bytes": 8192, "norm": False, "us": 3.25},
+        {"measure": "fuse", "ranks": 2, "algorithm": "pull", "bytes": 8192, "norm": True, "us": 4.5},
+    ]
+    checks = tmp_path / "checks.json"
+    checks.write_text(json.dumps(lines))
+    command = [sys.executable, str(ROOT / "scripts/gpu_report.py"), str(checks), str(tmp_path)]
+    subprocess.run([*command, "--sanitizers", "clean", "--nccl", "not run"], check=True, timeout=60)
+    report = (tmp_path / "cuda_fusion_gpu.md").read_text()
+    assert "0 of 1 good; FAILED" in report
+    assert "| 2 | pull | 8192 | 3.25 | 4.5 |" in report
+    assert json.loads((tmp_path / "cuda_fusion_gpu.json").read_text())["lines"] == lines[1:]
