@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+// Set-up between ranks: file descriptors over Unix sockets, agreement on failures, the choice of an algorithm.
+#include <fcntl.h>
+#include <sys/mman.h>
+
+#include <condition_variable>
+#include <mutex>
+
+#include "check.h"
+#include "cuda_fusion/fd_exchange.h"
+#include "cuda_fusion/limits.h"
+
+using namespace pt;
+using namespace pt::cuda_fusion;
+
+namespace {
+
+class Meeting {
+ public:
+  explicit Meeting(size_t size) : size_(size) {}
+  void all_gather(size_t rank, const void* send, void* receive, size_t bytes) {
+    std::unique_lock lock(mutex_);
+    room_.resize(bytes * size_);
+    std::memcpy(room_.data() + bytes * rank, send, bytes);
+    wait(lock);
+    std::memcpy(receive, room_.data(), bytes * size_);
+    wait(lock);
+  }
+
+ private:
+  void wait(std::unique_lock<std::mutex>& lock) {
+    const int round = round_;
+    if (++arrived_ == size_) {
+      arrived_ = 0;
+      ++round_;
+      all_here_.notify_all();
+      return;
+    }
+    all_here_.wait(lock, [&] { return round_ != round; });
+  }
+  size_t size_;
+  size_t arrived_ = 0;
+  int round_ = 0;
+  std::vector<char> room_;
+  std::mutex mutex_;
+  std::condition_variable all_here_;
+};
+
+struct Seat {
+  Meeting* meeting;
+  size_t rank;
+};
+
+int gather(void* context, const void* send, void* receive, size_t bytes) {
+  const Seat* seat = static_cast<Seat*>(context);
+  seat->meeting->all_gather(seat->rank, send, receive, bytes);
+  return 0;
+}
+
+template <typename Body>
+void as_ranks(int size, const Body& body) {
+  Meeting meeting(static_cast<size_t>(size));
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < size; ++rank) {
+    threads.emplace_back([&, rank] {
+      Seat seat = {&meeting, static_cast<size_t>(rank)};
+      body(rank, Exchange(gather, &seat, size));
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+void descriptors_arrive_and_lead_to_the_senders_memory() {
+  constexpr int kSize = 4;
+  as_ranks(kSize, [](int rank, const Exchange& exchange) {
+    const UniqueFd own(::memfd_create("pt-test", MFD_CLOEXEC));
+    CHECK(own.valid());
+    const int written = 1000 + rank;
+    CHECK(::pwrite(own.get(), &written, sizeof(written), 0) == sizeof(written));
+    const std::vector<UniqueFd> fds = exchange_fds(rank, kSize, own.get(), exchange, 20.0);
+    for (int peer = 0; peer < kSize; ++peer) {
+      const UniqueFd& fd = fds[static_cast<size_t>(peer)];
+      CHECK(fd.valid() == (peer != rank));
+      if (peer == rank) continue;
+      int found = 0;
+      CHECK(::pread(fd.get(), &found, sizeof(found), 0) == sizeof(found));
+      CHECK(found == 1000 + peer);
+      CHECK((::fcntl(fd.get(), F_GETFD) & FD_CLOEXEC) != 0);
+    }
+    exchange.barrier();  // before descriptors are closed
+  });
+}
+
+void one_ranks_failure_is_everybodys() {
+  as_ranks(3, [](int rank, const Exchange& exchange) {
+    const Error error = testing::caught([&] {
+      exchange.together([&] {
+        if (rank == 1) throw Error(PT_SYSTEM_ERROR, "no memory here");
+      });
+    });
+    CHECK(error.status() == PT_SYSTEM_ERROR);
+    CHECK_CONTAINS(error.what(), "no memory here (rank 1)");
+    CHECK(testing::caught([&] { exchange.together([] {}); }).status() == PT_OK);
+  });
+}
+
+void the_choice_depends_on_what_all_ranks_know() {
+  const Limits eight = Limits::defaults(8), two = Limits::defaults(2);
+  const auto choose = [](const Limits& limits, int size, size_t bytes, bool residual, bool nccl) {
+    return select_algorithm({size, bytes, limits.one_shot, residual, nccl}, limits);
+  };
+  CHECK(choose(eight, 8, 8192, false, false) == Algorithm::kOneShot);
+  CHECK(choose(eight, 8, 262144, true, true) == Algorithm::kOneShot);
+  CHECK(choose(eight, 8, 262160, false, true) == Algorithm::kTwoShot);
+  CHECK(choose(eight, 8, 262160, true, true) == Algorithm::kPull);
+  CHECK(choose(eight, 8, size_t{64} << 20, false, true) == Algorithm::kNccl);
+  CHECK(choose(eight, 8, size_t{64} << 20, false, false) == Algorithm::kTwoShot);
+  CHECK(choose(two, 2, size_t{1} << 20, false, true) == Algorithm::kPull);
+  CHECK(choose(two, 2, size_t{64} << 20, false, true) == Algorithm::kNccl);
+  // A channel may have less room than the default limit.
+  CHECK(select_algorithm({2, 8192, 4096, false, false}, two) == Algorithm::kPull);
+}
+
+}  // namespace
+
+int main() {
+  descriptors_arrive_and_lead_to_the_senders_memory();
+  one_ranks_failure_is_everybodys();
+  the_choice_depends_on_what_all_ranks_know();
+}
