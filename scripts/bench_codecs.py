@@ -31,7 +31,7 @@ from pt_trtllm.bench.machine import hardware, versions
 from pt_trtllm.comm.base import Communicator
 from pt_trtllm.comm.coding import ALGORITHMS, CODECS, NO_CODING, Coding, decode, encode, encoded_bytes
 from pt_trtllm.runtime.launch import launch_command
-from pt_trtllm.runtime.worker import connect
+from pt_trtllm.runtime.opening import connect
 from pt_trtllm.testing.numeric import mean_kl_divergence
 
 ROOT = Path(__file__).parent.parent

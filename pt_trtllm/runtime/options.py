@@ -66,6 +66,11 @@ class RuntimeOptions:
 
     def check(self, config: EngineConfig) -> None:
         """Raises when an engine cannot be run like this."""
+        if self.fusion_codec != "none" and config.backend != "cpu":
+            raise ConfigError(
+                f"fusion_codec is {self.fusion_codec!r}; engines of backend {config.backend!r} fuse tracks as they were "
+                "built to: leave it out"
+            )
         if self.fusion_delta and config.checkpoint.model.combine_op != "mean":
             raise ConfigError(
                 f"fusion_delta needs a model whose tracks are averaged; this one's combine_op is "

@@ -18,8 +18,8 @@ import torch
 
 from pt_trtllm import env, native
 from pt_trtllm.checkpoint.artifact import replace_file
-from pt_trtllm.comm import track_fusion
 from pt_trtllm.comm.base import Communicator
+from pt_trtllm.comm.library import LIBRARY_NAME
 from pt_trtllm.engine.bundle import open_bundle
 from pt_trtllm.runtime.core import EngineCore, follow
 from pt_trtllm.runtime.launch import log_name, status_name
@@ -51,7 +51,7 @@ def serve(
     config, _ = open_bundle(engine_dir)
     trace = Tracer()
     if options.trace_file:
-        native.time_calls(kernels := CallTimer(), besides=track_fusion.LIBRARY_NAME)
+        native.time_calls(kernels := CallTimer(), besides=LIBRARY_NAME)
         trace = Tracer(MAX_SPANS, kernels)
     comm = connect(config.mapping, options.fusion_coding)
     comm.stats.on_span = trace.add if options.trace_file else None

@@ -22,8 +22,8 @@ from pt_trtllm.engine.bundle import open_bundle
 from pt_trtllm.mapping import Mapping
 from pt_trtllm.runtime.core import follow
 from pt_trtllm.runtime.generate import generate
+from pt_trtllm.runtime.opening import connect, open_engine
 from pt_trtllm.runtime.options import RuntimeOptions
-from pt_trtllm.runtime.worker import connect, open_engine
 from pt_trtllm.testing.jobs import Job, write_context_logits
 
 LAYOUTS = ([0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 2, 3])
@@ -114,7 +114,7 @@ def run_model(engine_dir: Path, output_dir: Path) -> None:
             write_context_logits(output_dir / f"{index}.safetensors", sequences)
             tokens = [sequence.output_ids for sequence in sequences]
         else:
-            follow(engine)
+            follow([engine])
         digests = WORLD.allgather(comm.digest.hexdigest())
         results.append({"coding": dataclasses.asdict(coding), "tokens": tokens, "digests": digests})
         comm.barrier()

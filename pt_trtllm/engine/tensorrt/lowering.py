@@ -106,7 +106,7 @@ class TensorrtGraph:
     def all_reduce(self, x: Tensor) -> Tensor:
         return self._collective("tensor_parallel", x, "ALL_REDUCE", "SUM", self._mapping.tp_group)
 
-    def track_fusion(self, x: Tensor, op: str) -> Tensor:
+    def track_fusion(self, x: Tensor, base: Tensor, op: str) -> Tensor:
         layers, hidden = self._layers, self._model.hidden_size
         if self._mapping.tracks_per_rank > 1:  # local tracks first, in float32, so that one message per rank remains
             x = self._of_every_track(x)

@@ -37,7 +37,12 @@ def open_proposer(engine: Engine, options: RuntimeOptions) -> tuple[Proposer | N
     draft_config, _ = open_bundle(folder)
     check_draft(draft_config, engine.config, config)
     own = dataclasses.replace(
-        options, max_tokens_in_paged_kv_cache=0, speculative=None, trace_file="", fusion_codec="none", fusion_delta=False
+        options,
+        max_tokens_in_paged_kv_cache=0,
+        speculative=None,
+        trace_file="",
+        fusion_codec="none",
+        fusion_delta=False,
     )
     if config.draft_placement == "own_ranks":
         return (_own_ranks(folder, config, own) if comm.rank == 0 else None), []
