@@ -29,6 +29,12 @@ class Tokenizer:
         text: str = self._backend.to_str()
         return text
 
+    @property
+    def vocab_size(self) -> int:
+        """With added tokens; a model may have more, for padding."""
+        size: int = self._backend.get_vocab_size()
+        return size
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Ids, by default with the special tokens that the tokenizer's own template adds."""
         try:
@@ -41,6 +47,17 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         text: str = self._backend.decode(list(ids), skip_special_tokens=True)
         return text
+
+    def token_text(self, token: int) -> str:
+        """One token by itself; those that decoding leaves out have their names."""
+        if self.is_silent(token):
+            return self._backend.id_to_token(token) or f"<{token}>"
+        return self.decode([token])
+
+    def token_id(self, text: str) -> int | None:
+        """The token of exactly this name, such as `<eos>`."""
+        token: int | None = self._backend.token_to_id(text)
+        return token
 
     def is_silent(self, token: int) -> bool:
         """Whether decoding leaves the token out: it is special, or unknown (a padded vocabulary)."""
