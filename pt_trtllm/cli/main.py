@@ -15,6 +15,7 @@ COMMANDS = {
     "convert": "Convert a checkpoint to per-rank weights (TensorRT-LLM's unified layout).",
     "build": "Build per-rank engines from a converted checkpoint.",
     "run": "Generate with an engine over MPI ranks.",
+    "openai": "Serve OpenAI's HTTP API, and a page to chat with, in front of a Triton server.",
     "bench": "Measure engines side by side: latency, throughput, collectives, memory bandwidth.",
     "inspect": "Show what a checkpoint or an engine holds, its mapping and sync plan.",
     "doctor": "Show what this machine has, and how to get the rest.",

@@ -18,6 +18,7 @@ LAYERS = [
     {"network"},
     {"engine"},
     {"runtime"},
+    {"openai"},
     {"testing"},
     {"bench"},
     {"cli"},

@@ -1,0 +1,153 @@
+"""The front end's routes, and what happens around every request."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator
+
+import aiohttp
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from pt_trtllm.openai.errors import FAILED, UNAVAILABLE, ApiError
+from pt_trtllm.openai.handlers import Handlers
+from pt_trtllm.openai.log import LOGGER, describe, log_request
+from pt_trtllm.openai.metrics import Metrics
+from pt_trtllm.openai.model import ServedModel
+from pt_trtllm.openai.options import FrontEndOptions
+from pt_trtllm.openai.page import load_page
+from pt_trtllm.openai.triton import TritonModel
+
+MAX_BODY_BYTES = 16 << 20
+METRICS_TIMEOUT_S = 5.0
+CLIENT_LEFT = 499
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+QUIET = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
+"""Asked every few seconds by machines: neither logged nor counted."""
+
+
+def make_app(options: FrontEndOptions) -> web.Application:
+    """Raises when the tokenizer or the chat template cannot be used. Must be called inside an event loop."""
+    model, triton, metrics = ServedModel(options), TritonModel(options.url, options.model_name), Metrics()
+    handlers = Handlers(model, triton, metrics)
+    operations = Operations(options, model, triton, metrics)
+    app = web.Application(middlewares=[_accounting(metrics)], client_max_size=MAX_BODY_BYTES)
+    app.add_routes(
+        [
+            web.get("/", operations.page),
+            web.get("/health", operations.ready),
+            web.get("/health/ready", operations.ready),
+            web.get("/health/live", operations.live),
+            web.get("/metrics", operations.metrics),
+            web.get("/v1/models", operations.models),
+            web.get("/v1/models/{name:.+}", operations.model),
+            web.post("/v1/completions", handlers.completions),
+            web.post("/v1/chat/completions", handlers.chat),
+        ]
+    )
+    app.cleanup_ctx.append(operations.connections)
+    return app
+
+
+class Operations:
+    """Everything but answers."""
+
+    def __init__(self, options: FrontEndOptions, model: ServedModel, triton: TritonModel, metrics: Metrics) -> None:
+        self._options, self._model, self._triton, self._metrics = options, model, triton, metrics
+        self._page, self._policy = load_page()
+        self._created = int(time.time())
+        self._session: aiohttp.ClientSession | None = None
+
+    async def connections(self, app: web.Application) -> AsyncIterator[None]:
+        """What is open while the application runs."""
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=METRICS_TIMEOUT_S)) as self._session:
+            yield
+        await self._triton.close()
+
+    async def page(self, request: web.Request) -> web.Response:
+        return web.Response(text=self._page, content_type="text/html", headers=self._policy)
+
+    async def live(self, request: web.Request) -> web.Response:
+        return web.json_response({"status": "live"})
+
+    async def ready(self, request: web.Request) -> web.Response:
+        if await self._triton.is_ready():
+            return web.json_response({"status": "ready"})
+        raise ApiError(
+            f"model {self._triton.name!r} is not ready in the Triton server at {self._triton.url}", status=UNAVAILABLE
+        )
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        """The front end's own numbers, then Triton's as they are."""
+        return web.Response(text=self._metrics.text() + await self._triton_metrics(), content_type="text/plain")
+
+    async def models(self, request: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [self._card()]})
+
+    async def model(self, request: web.Request) -> web.Response:
+        self._model.check_name(request.match_info["name"])
+        return web.json_response(self._card())
+
+    def _card(self) -> dict[str, object]:
+        return {
+            "id": self._model.name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "pt-trtllm",
+            "max_model_len": self._model.max_length,
+            "has_chat_template": self._model.template.is_own,
+        }
+
+    async def _triton_metrics(self) -> str:
+        assert self._session is not None
+        url = self._options.triton_metrics_url
+        try:
+            async with self._session.get(url) as response:
+                response.raise_for_status()
+                return await response.text()
+        except (aiohttp.ClientError, asyncio.TimeoutError, UnicodeDecodeError) as error:
+            return f"# Triton's metrics are missing: {url}: {' '.join(str(error).split()) or type(error).__name__}\n"
+
+
+def _accounting(metrics: Metrics) -> Middleware:
+    """Gives every request an id, every error OpenAI's form, and every end its line and its count."""
+
+    @web.middleware
+    async def account(request: web.Request, handler: Handler) -> web.StreamResponse:
+        given, started, status = request.headers.get("X-Request-Id", ""), time.monotonic(), CLIENT_LEFT
+        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        metrics.in_flight += request.path not in QUIET
+        try:
+            try:
+                response = await handler(request)
+            except ApiError as error:
+                response = _refusal(request, error)
+            except web.HTTPException as error:
+                response = _refusal(
+                    request, ApiError(f"{request.method} {request.path}: {error.reason}", status=error.status)
+                )
+            except ConnectionResetError:
+                raise
+            except Exception:
+                LOGGER.exception("request %s failed", request_id)
+                response = _refusal(request, ApiError("internal error; the server's log has more", status=FAILED))
+            status = response.status
+            if not response.prepared:
+                response.headers["X-Request-Id"] = request_id
+            return response
+        finally:
+            if request.path not in QUIET:
+                metrics.in_flight -= 1
+                metrics.requests[status] += 1
+                log_request(request, request_id, status, started)
+
+    return account
+
+
+def _refusal(request: web.Request, error: ApiError) -> web.Response:
+    describe(request, error=str(error))
+    headers = {"Retry-After": "1"} if error.status == UNAVAILABLE else None
+    return web.json_response(error.body(), status=error.status, headers=headers)

@@ -1,0 +1,79 @@
+"""Log-probabilities of tokens in the two forms that OpenAI has: one per endpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pt_trtllm.runtime.tokenizer import Tokenizer
+
+LOWEST = -9999.0
+"""JSON has no infinity: what OpenAI writes for tokens that cannot occur."""
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    token: int
+    logprob: float | None
+    """None for the first token of a prompt: nothing comes before it."""
+    top: tuple[tuple[int, float], ...] = ()
+    """The most likely tokens in its place, most likely first."""
+
+
+def from_logits(logits: np.ndarray[Any, Any], tokens: Sequence[int], count: int) -> list[TokenLogprob]:
+    """One entry per row: logits float32 [tokens, vocabulary], of which `count` most likely tokens are told."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    logprobs = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    rows = []
+    for row, token in zip(logprobs, tokens, strict=True):
+        best = np.argsort(-row, kind="stable")[:count]
+        rows.append(TokenLogprob(token, float(row[token]), tuple((int(other), float(row[other])) for other in best)))
+    return rows
+
+
+def from_row(row: Sequence[tuple[int, float, int]], count: int) -> TokenLogprob:
+    """`row`: (token, log-probability, rank) of the token in question, then of the most likely others."""
+    token, logprob, _ = row[0]
+    best = sorted((rank, other, value) for other, value, rank in row if rank <= count)
+    return TokenLogprob(token, logprob, tuple((other, value) for _, other, value in best[:count]))
+
+
+def chat_logprobs(rows: Sequence[TokenLogprob], tokenizer: Tokenizer) -> dict[str, Any]:
+    def entry(token: int, logprob: float | None) -> dict[str, Any]:
+        text = tokenizer.token_text(token)
+        return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode())}
+
+    return {
+        "content": [
+            {**entry(row.token, row.logprob), "top_logprobs": [entry(*other) for other in row.top]} for row in rows
+        ],
+        "refusal": None,
+    }
+
+
+def completion_logprobs(rows: Sequence[TokenLogprob], tokenizer: Tokenizer, offset: int) -> dict[str, Any]:
+    """`offset`: characters of the text before the first of these tokens."""
+    texts = [tokenizer.token_text(row.token) for row in rows]
+    offsets = [offset]
+    for text in texts:
+        offsets.append(offsets[-1] + len(text))
+    return {
+        "tokens": texts,
+        "token_logprobs": [_finite(row.logprob) for row in rows],
+        "top_logprobs": [
+            None
+            if row.logprob is None
+            else {
+                tokenizer.token_text(token): _finite(logprob) for token, logprob in (*row.top, (row.token, row.logprob))
+            }
+            for row in rows
+        ],
+        "text_offset": offsets[:-1],
+    }
+
+
+def _finite(logprob: float | None) -> float | None:
+    return logprob if logprob is None else max(logprob, LOWEST)

@@ -1,0 +1,135 @@
+"""The served model: what its tokenizer folder says about it, and questions as work for Triton."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pt_trtllm.errors import ConfigError
+from pt_trtllm.openai.answers import Ask
+from pt_trtllm.openai.chat_template import load_chat_template, read_json, special_tokens
+from pt_trtllm.openai.errors import NOT_FOUND, ApiError
+from pt_trtllm.openai.options import FrontEndOptions
+from pt_trtllm.openai.requests import Chat, Completion, Question
+from pt_trtllm.openai.tensors import bias_values, sampling_values
+from pt_trtllm.openai.triton import TritonModel
+from pt_trtllm.runtime.params import SEED_STEP, SamplingParams
+from pt_trtllm.runtime.tokenizer import Tokenizer
+
+NO_LIMIT = 1 << 24
+"""Tokenizers without a known limit write 1e30 as their `model_max_length`."""
+
+
+class ServedModel:
+    def __init__(self, options: FrontEndOptions) -> None:
+        """Raises when the tokenizer or its chat template cannot be used."""
+        folder = options.tokenizer_dir
+        self.name = options.public_name
+        self.tokenizer = Tokenizer(folder)
+        self.template = load_chat_template(folder, options.chat_template)
+        config = read_json(folder / "tokenizer_config.json")
+        limit = config.get("model_max_length")
+        self.max_length = int(limit) if isinstance(limit, (int, float)) and 0 < limit < NO_LIMIT else None
+        """Tokens of prompt and answer together, as far as the tokenizer's folder knows."""
+        self.vocab_size = int(read_json(folder / "config.json").get("vocab_size") or self.tokenizer.vocab_size)
+        """The model's own, which may be padded, where its folder says it."""
+        self.end_ids = _end_ids(self.tokenizer, special_tokens(config), read_json(folder / "generation_config.json"))
+
+    def check_name(self, name: str | None) -> None:
+        if name is not None and name != self.name:
+            raise ApiError(
+                f"The model {name!r} does not exist; this server has {self.name!r}",
+                status=NOT_FOUND, param="model", code="model_not_found",
+            )  # fmt: skip
+
+    def prompts_of(self, question: Completion | Chat) -> list[tuple[int, ...]]:
+        """Token ids. A template writes the special tokens itself, so that none is added to its text."""
+        try:
+            if isinstance(question, Chat):
+                text = self.template.render(question.messages, question.template_variables)
+                prompts = [self.tokenizer.encode(text, add_special_tokens=False)]
+            else:
+                prompts = [
+                    self.tokenizer.encode(text) if isinstance(text, str) else list(text) for text in question.prompts
+                ]
+        except ConfigError as error:
+            raise ApiError(str(error), param="messages" if isinstance(question, Chat) else "prompt") from None
+        for ids in prompts:
+            if not ids or not all(0 <= token < 1 << 31 for token in ids):
+                raise ApiError("a prompt is empty or has token ids outside the vocabulary", param="prompt")
+        return [tuple(ids) for ids in prompts]
+
+    async def asks(
+        self, question: Completion | Chat, prompts: Sequence[tuple[int, ...]], triton: TritonModel, request_id: str
+    ) -> list[Ask]:
+        """One for each answer, in the order of the reply's choices."""
+        params, extra = question.params, self.template.stop if isinstance(question, Chat) else ()
+        params = dataclasses.replace(params, stop=tuple(dict.fromkeys((*params.stop, *extra))))
+        declared = await triton.inputs()
+        shared = _question_values(question, declared)
+        if params.stop and "stop_words" in declared:
+            shared["stop_words"] = params.stop
+        if params.logit_bias:
+            shared["embedding_bias"] = bias_values(params.logit_bias, self.vocab_size)
+        asks: list[Ask] = []
+        for ids in prompts:
+            for own in _samples(params, question.n):
+                values = {
+                    "input_ids": ids,
+                    "input_lengths": len(ids),
+                    "request_output_len": self._output_len(question, len(ids)),
+                    "streaming": True,
+                    "exclude_input_in_output": True,
+                    **sampling_values(own),
+                    **shared,
+                }
+                asks.append(
+                    Ask(
+                        request_id=f"{request_id}-{len(asks)}",
+                        prompt_ids=ids,
+                        params=own,
+                        end_ids=frozenset() if own.ignore_eos else self.end_ids | set(own.stop_token_ids),
+                        values=values,
+                        logprobs=question.logprobs,
+                    )
+                )
+        return asks
+
+    def _output_len(self, question: Question, prompt_length: int) -> int:
+        """Longer than fits is cut by the server, which also refuses prompts that leave no room."""
+        if question.max_tokens is not None:
+            return max(1, question.max_tokens)
+        return max(1, (self.max_length or NO_LIMIT) - prompt_length)
+
+
+def _samples(params: SamplingParams, count: int) -> list[SamplingParams]:
+    """With seeds of their own, as `run` derives them."""
+    if params.seed is None:
+        return [params] * count
+    return [dataclasses.replace(params, seed=(params.seed + index * SEED_STEP) % (1 << 64)) for index in range(count)]
+
+
+def _question_values(question: Completion | Chat, declared: Mapping[str, str]) -> dict[str, Any]:
+    """Some servers can tell the most likely tokens and match stop strings; of others the front end asks the logits,
+    and finds the strings itself."""
+    values: dict[str, Any] = {}
+    if question.guide is not None:
+        values["guided_decoding_guide_type"], values["guided_decoding_guide"] = question.guide
+    if question.logprobs is not None:
+        values["return_log_probs"] = True
+        if "num_logprobs" in declared:
+            values["num_logprobs"] = question.logprobs
+        elif question.logprobs:
+            values["return_generation_logits"] = True
+        if isinstance(question, Completion) and question.echo:
+            values["return_context_logits"] = True
+    return values
+
+
+def _end_ids(tokenizer: Tokenizer, tokens: dict[str, str], generation: dict[str, Any]) -> frozenset[int]:
+    """Tokens with which the model ends an answer."""
+    named = tokenizer.token_id(tokens["eos_token"]) if tokens["eos_token"] else None
+    listed = generation.get("eos_token_id", [])
+    found = [named, *(listed if isinstance(listed, list) else [listed])]
+    return frozenset(token for token in found if isinstance(token, int))

@@ -1,0 +1,53 @@
+"""How a front end is run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pt_trtllm.config import problems_to_error
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontEndOptions:
+    url: str
+    """host:port of Triton's gRPC endpoint."""
+    tokenizer_dir: Path
+    host: str = "127.0.0.1"
+    port: int = 9000
+    """0 takes a free one."""
+    model_name: str = "tensorrt_llm"
+    """The model in Triton: the one that takes token ids."""
+    served_model_name: str = ""
+    """The name clients ask for; empty takes `model_name`."""
+    chat_template: Path | None = None
+    """Instead of the tokenizer's own."""
+    metrics_url: str = ""
+    """Triton's metrics, shown behind the front end's own; empty takes the host of `url` and Triton's default port."""
+    shutdown_timeout_s: float = 10.0
+    """After SIGTERM: how long answers on their way may take before they are cancelled."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not _is_address(self.url):
+            problems.append(f"url is {self.url!r}, expected HOST:PORT of Triton's gRPC endpoint")
+        if not 0 <= self.port < 1 << 16:
+            problems.append(f"port is {self.port}, expected 0 to 65535")
+        if self.metrics_url and not self.metrics_url.startswith(("http://", "https://")):
+            problems.append(f"metrics_url is {self.metrics_url!r}, expected http://HOST:PORT/metrics")
+        if self.shutdown_timeout_s < 0:
+            problems.append(f"shutdown_timeout_s is {self.shutdown_timeout_s}, expected 0 or more")
+        problems_to_error("front-end options", problems)
+
+    @property
+    def public_name(self) -> str:
+        return self.served_model_name or self.model_name
+
+    @property
+    def triton_metrics_url(self) -> str:
+        return self.metrics_url or f"http://{self.url.rpartition(':')[0]}:8002/metrics"
+
+
+def _is_address(text: str) -> bool:
+    host, colon, port = text.rpartition(":")
+    return bool(host and colon and port.isascii() and port.isdecimal() and int(port) < 1 << 16)
