@@ -90,6 +90,18 @@ def _processes_naming(job_dir: Path) -> list[int]:
     return found
 
 
+def stopped_ranks(job_dir: Path, world_size: int) -> list[str]:
+    """Ranks on this host that a signal has stopped (SIGSTOP, a debugger): they neither work nor die."""
+    found = []
+    for rank in range(world_size):
+        status = _status(job_dir, rank)
+        with contextlib.suppress(OSError, KeyError):
+            state = Path(f"/proc/{status['pid']}/stat").read_text().rpartition(")")[2].split()[0]
+            if state in ("T", "t"):
+                found.append(f"rank {rank} (pid {status['pid']})")
+    return found
+
+
 def explain_failure(job_dir: Path, world_size: int, command: Sequence[str]) -> PtError:
     """One error for a world that ended badly, from what its ranks left behind."""
     statuses = {rank: _status(job_dir, rank) for rank in range(world_size)}

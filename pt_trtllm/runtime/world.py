@@ -28,6 +28,8 @@ from pt_trtllm.runtime.request import Request
 MAX_SOCKET_PATH = 100
 """The kernel takes 107 bytes."""
 SHUTDOWN_S = 20.0
+FAILURE_GRACE_S = 5.0
+"""For the ranks of a failing world to say why, before they are ended."""
 INSIDE_MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
@@ -102,6 +104,16 @@ class World:
             raise answer
         return answer
 
+    @property
+    def failure(self) -> PtError | None:
+        """Why the world ended; None while it runs."""
+        return self._failure
+
+    def abort(self, reason: str) -> None:
+        """Ends a world that hangs. Requests in flight fail with the reason at once."""
+        self._fail(CommunicationError(reason))
+        stop(self._process, self.folder, grace_s=1.0)
+
     def close(self) -> None:
         """Ends every process of the world; requests still running fail."""
         with self._lock:
@@ -158,21 +170,25 @@ class World:
         with contextlib.suppress(OSError, ValueError):
             for message in self._channel:
                 self._dispatch(message)
-        if not self._closing:
+        if self._closing:
+            self._fail(CommunicationError("the engine was closed"))
+        elif self._failure is None:
             # Ranks that noticed a failure are on their way out; their launcher ends the rest.
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(SHUTDOWN_S)
+                self._process.wait(FAILURE_GRACE_S)
             stop(self._process, self.folder)
+            self._fail(explain_failure(self.folder, self.config.mapping.world_size, self._command))
+
+    def _fail(self, failure: PtError) -> None:
+        """Everybody who waits gets the first failure, once."""
         with self._lock:
-            self._failure = (
-                CommunicationError("the engine was closed")
-                if self._closing
-                else explain_failure(self.folder, self.config.mapping.world_size, self._command)
-            )
+            if self._failure is not None:
+                return
+            self._failure = failure
             queues, self._queues = list(self._queues.values()), {}
         for events in queues:
-            events.put(self._failure)
-        self._stats.put(self._failure)
+            events.put(failure)
+        self._stats.put(failure)
 
     def _dispatch(self, message: Message) -> None:
         if message["type"] == "tokens":

@@ -18,6 +18,7 @@ LAYERS = [
     {"network"},
     {"engine"},
     {"runtime"},
+    {"serving"},
     {"openai"},
     {"testing"},
     {"bench"},

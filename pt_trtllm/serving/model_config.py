@@ -1,0 +1,181 @@
+"""The `config.pbtxt` of every model, made from the tensor tables through Triton's own protobuf."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+from pt_trtllm.serving import tensors
+from pt_trtllm.serving.tensors import Tensor
+
+MODELS = ("preprocessing", "tensorrt_llm", "postprocessing", "ensemble", "tensorrt_llm_bls")
+
+
+def python_model(
+    name: str,
+    inputs: Iterable[Tensor],
+    outputs: Iterable[Tensor],
+    *,
+    max_batch_size: int,
+    parameters: Mapping[str, str],
+    decoupled: bool = False,
+    instances: int = 1,
+    preserve_ordering: bool = False,
+    backend: str = "python",
+) -> pb.ModelConfig:
+    """A complete configuration: nothing is left for the server to guess."""
+    config = pb.ModelConfig(name=name, backend=backend, max_batch_size=max_batch_size)
+    _declare(config, inputs, outputs)
+    config.model_transaction_policy.decoupled = decoupled
+    config.instance_group.add(count=instances, kind=pb.ModelInstanceGroup.KIND_CPU)
+    if preserve_ordering:
+        config.dynamic_batching.preserve_ordering = True
+    for key, value in parameters.items():
+        config.parameters[key].string_value = value
+    return config
+
+
+def core_model(*, max_batch_size: int, parameters: Mapping[str, str]) -> pb.ModelConfig:
+    """Our Python model over an MPI world."""
+    return python_model(
+        "tensorrt_llm",
+        (*tensors.CORE_INPUTS, *tensors.CORE_PRIVATE_INPUTS),
+        (*tensors.CORE_OUTPUTS, *tensors.CORE_PRIVATE_OUTPUTS),
+        max_batch_size=max_batch_size,
+        parameters=parameters,
+        decoupled=True,
+    )
+
+
+def tensorrt_llm_core_model(
+    *, max_batch_size: int, parameters: Mapping[str, str], max_queue_size: int
+) -> pb.ModelConfig:
+    """Triton's own C++ backend, which runs TensorRT-LLM engines."""
+    config = python_model(
+        "tensorrt_llm",
+        tensors.CORE_INPUTS,
+        tensors.CORE_OUTPUTS,
+        max_batch_size=max_batch_size,
+        parameters=parameters,
+        decoupled=True,
+        backend="tensorrtllm",
+    )
+    config.dynamic_batching.default_queue_policy.max_queue_size = max_queue_size
+    return config
+
+
+def preprocessing_model(*, max_batch_size: int, parameters: Mapping[str, str], instances: int) -> pb.ModelConfig:
+    return python_model(
+        "preprocessing",
+        tensors.PREPROCESSING_INPUTS,
+        tensors.PREPROCESSING_OUTPUTS,
+        max_batch_size=max_batch_size,
+        parameters=parameters,
+        instances=instances,
+    )
+
+
+def postprocessing_model(
+    *, max_batch_size: int, parameters: Mapping[str, str], instances: int, with_private: bool
+) -> pb.ModelConfig:
+    """Several instances must keep the order of a stream's pieces."""
+    return python_model(
+        "postprocessing",
+        (*tensors.POSTPROCESSING_INPUTS, *(tensors.POSTPROCESSING_PRIVATE_INPUTS if with_private else ())),
+        tensors.POSTPROCESSING_OUTPUTS,
+        max_batch_size=max_batch_size,
+        parameters=parameters,
+        instances=instances,
+        preserve_ordering=instances > 1,
+    )
+
+
+def bls_model(
+    *, max_batch_size: int, parameters: Mapping[str, str], instances: int, with_private: bool
+) -> pb.ModelConfig:
+    return python_model(
+        "tensorrt_llm_bls",
+        (*_ensemble_inputs(with_private), *tensors.BLS_EXTRA_INPUTS),
+        _ensemble_outputs(with_private),
+        max_batch_size=max_batch_size,
+        parameters=parameters,
+        decoupled=True,
+        instances=instances,
+    )
+
+
+def ensemble_model(*, max_batch_size: int, with_private: bool) -> pb.ModelConfig:
+    """preprocessing, tensorrt_llm and postprocessing in a row."""
+    inputs, outputs = _ensemble_inputs(with_private), _ensemble_outputs(with_private)
+    config = pb.ModelConfig(name="ensemble", platform="ensemble", max_batch_size=max_batch_size)
+    _declare(config, inputs, outputs)
+    names = {tensor.name for tensor in inputs}
+    private = {tensor.name for tensor in (*tensors.CORE_PRIVATE_INPUTS, *tensors.CORE_PRIVATE_OUTPUTS)}
+
+    step = _add_step(config, "preprocessing")
+    step.input_map.update(tensors.PREPROCESSING_STEP)
+    step.output_map.update({tensor.name: f"_{tensor.name}" for tensor in tensors.PREPROCESSING_OUTPUTS})
+
+    step = _add_step(config, "tensorrt_llm")
+    step.input_map.update({name: f"_{source}" for name, source in tensors.PREPROCESSED.items()})
+    for tensor in (*tensors.CORE_INPUTS, *(tensors.CORE_PRIVATE_INPUTS if with_private else ())):
+        source = tensors.RENAMED.get(tensor.name, tensor.name)
+        if tensor.name not in tensors.PREPROCESSED and source in names and tensor.name != "exclude_input_in_output":
+            step.input_map[tensor.name] = source
+    step.input_map["exclude_input_in_output"] = "exclude_input_in_output"
+    step.output_map.update({"output_ids": "output_ids" if with_private else "_output_ids"})
+    step.output_map["sequence_length"] = "_sequence_length"
+    public = {tensor.name for tensor in outputs}
+    for tensor in (*tensors.CORE_OUTPUTS, *tensors.CORE_PRIVATE_OUTPUTS):
+        if tensor.name in public and (with_private or tensor.name not in private):
+            step.output_map[tensor.name] = tensor.name
+    if with_private:
+        step.output_map.update({"text_piece": "_text_piece", "stream_id": "_stream_id"})
+
+    step = _add_step(config, "postprocessing")
+    step.input_map.update({"TOKENS_BATCH": "output_ids" if with_private else "_output_ids"})
+    step.input_map["SEQUENCE_LENGTH"] = "_sequence_length"
+    if with_private:
+        step.input_map.update({"TEXT_PIECE": "_text_piece", "STREAM_ID": "_stream_id"})
+    step.output_map["OUTPUT"] = "text_output"
+    return config
+
+
+def to_text(config: pb.ModelConfig) -> str:
+    return str(text_format.MessageToString(config))
+
+
+def from_text(text: str) -> pb.ModelConfig:
+    return text_format.Parse(text, pb.ModelConfig())
+
+
+def _ensemble_inputs(with_private: bool) -> tuple[Tensor, ...]:
+    hidden = set() if with_private else {t.name for t in tensors.CORE_PRIVATE_INPUTS} - {"stop_words", "bad_words"}
+    return tuple(tensor for tensor in tensors.ENSEMBLE_INPUTS if tensor.name not in hidden)
+
+
+def _ensemble_outputs(with_private: bool) -> tuple[Tensor, ...]:
+    hidden = set() if with_private else {*(t.name for t in tensors.END_OUTPUTS), "output_ids"}
+    return tuple(tensor for tensor in tensors.ENSEMBLE_OUTPUTS if tensor.name not in hidden)
+
+
+def _add_step(config: pb.ModelConfig, model: str) -> Any:
+    return config.ensemble_scheduling.step.add(model_name=model, model_version=-1)
+
+
+def _declare(config: pb.ModelConfig, inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> None:
+    for target, declared, optional in ((config.input, inputs, True), (config.output, outputs, False)):
+        for tensor in declared:
+            entry = target.add(name=tensor.name, data_type=_data_type(tensor.dtype), dims=tensor.dims)
+            if tensor.scalar and config.platform != "ensemble":
+                entry.reshape.SetInParent()
+            if optional:
+                entry.optional = not tensor.required
+                entry.allow_ragged_batch = tensor.ragged
+
+
+def _data_type(name: str) -> int:
+    return int(pb.DataType.Value(f"TYPE_{name}"))

@@ -1,0 +1,179 @@
+"""The `tensorrt_llm_bls` model: preprocessing and the core called from Python, text made here.
+
+Every request runs in a thread of its own: one instance serves many. It works with any core; TensorRT-LLM's sends tokens
+only, and their text grows here with all tokens before them in view.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import uuid
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from pt_trtllm.errors import ConfigError, ServingError
+from pt_trtllm.runtime.detokenize import AnswerText
+from pt_trtllm.serving import tensors as declared
+from pt_trtllm.serving.models.stop import stop_core
+from pt_trtllm.serving.models.triton import (
+    FINAL,
+    array,
+    error_response,
+    flag,
+    open_tokenizer,
+    parameters,
+    scalar,
+    strings,
+)
+
+CANCEL_CHECK_S = 0.1
+CORE_OUTPUTS = tuple(tensor.name for tensor in declared.CORE_OUTPUTS)
+PRIVATE_OUTPUTS = tuple(tensor.name for tensor in declared.CORE_PRIVATE_OUTPUTS)
+PUBLIC_OUTPUTS = frozenset(tensor.name for tensor in declared.ENSEMBLE_OUTPUTS)
+
+
+class BlsModel:
+    def initialize(self, args: dict[str, str]) -> None:
+        values = parameters(args)
+        self._tokenizer = open_tokenizer(values)
+        self._core = values.get("tensorrt_llm_model_name", "tensorrt_llm")
+        self._exclude = flag(values.get("exclude_input_in_output"), False, "exclude_input_in_output")
+        self._with_private = flag(values.get("core_makes_text"), False, "core_makes_text")
+        self._threads: set[threading.Thread] = set()
+
+    def execute(self, requests: list[Any]) -> None:
+        for request in requests:
+            thread = threading.Thread(target=self._answer, args=(request, request.get_response_sender()), daemon=True)
+            self._threads.add(thread)
+            thread.start()
+
+    def finalize(self) -> None:
+        for thread in list(self._threads):
+            thread.join()
+
+    def _answer(self, request: Any, sender: Any) -> None:
+        """This thread alone talks to the sender, which may not be asked anything after the final response."""
+        last = None
+        try:
+            self._chain(request, sender)
+        except Exception as error:  # whatever it is, the client must hear of it
+            last = error_response(error)
+        if last is None:
+            sender.send(flags=FINAL)
+        else:
+            sender.send(last, flags=FINAL)
+        self._threads.discard(threading.current_thread())
+
+    def _chain(self, request: Any, sender: Any) -> None:
+        for name in ("num_draft_tokens", "use_draft_logits"):
+            if scalar(request, name):
+                raise ConfigError(f"{name} is set, but there is no draft model; leave it out")
+        call = _CoreCall(self._core, request.request_id() or f"bls-{uuid.uuid4().hex}")
+        streams = bool(scalar(request, "stream"))
+        texts: dict[Any, _Text] = defaultdict(lambda: _Text(AnswerText(self._tokenizer)))
+        whole: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+        next_check = time.monotonic() + CANCEL_CHECK_S
+        for made in call.responses(self._inputs(request), self._with_private):
+            key = tuple(
+                int(made[name].reshape(-1)[0]) if name in made else 0 for name in ("batch_index", "sequence_index")
+            )
+            made["text_output"] = made.pop("text_piece").reshape(-1) if self._with_private else texts[key].add(made)
+            if streams:
+                _send(sender, made)
+            else:
+                whole[key].append(made)
+            if time.monotonic() >= next_check:
+                next_check = time.monotonic() + CANCEL_CHECK_S
+                if sender.is_cancelled():
+                    call.stop()
+        for pieces in whole.values():
+            _send(sender, _joined(pieces))
+
+    def _inputs(self, request: Any) -> list[Any]:
+        """Preprocessed, and what goes to the core as it is. It always streams, so that a cancellation is seen early."""
+        sources = declared.PREPROCESSING_STEP.items()
+        given = [pb_utils.Tensor(n, values) for n, source in sources if (values := array(request, source)) is not None]
+        response = pb_utils.InferenceRequest(
+            model_name="preprocessing",
+            requested_output_names=list(declared.PREPROCESSED.values()),
+            inputs=given,
+        ).exec()
+        if response.has_error():
+            raise ServingError(response.error().message())
+        made = {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
+        values = {name: made[source] for name, source in declared.PREPROCESSED.items()}
+        public = {tensor.name for tensor in declared.ENSEMBLE_INPUTS}
+        for tensor in (*declared.CORE_INPUTS, *(declared.CORE_PRIVATE_INPUTS if self._with_private else ())):
+            source = declared.RENAMED.get(tensor.name, tensor.name)
+            if tensor.name not in values and source in public and (given_values := array(request, source)) is not None:
+                values[tensor.name] = given_values
+        count = len(values["input_ids"])
+        values["streaming"] = np.ones((count, 1), bool)
+        if "exclude_input_in_output" not in values:
+            values["exclude_input_in_output"] = np.full((count, 1), self._exclude)
+        return [pb_utils.Tensor(name, value) for name, value in values.items()]
+
+
+class _CoreCall:
+    """One request to the core."""
+
+    def __init__(self, core: str, request_id: str) -> None:
+        self._core, self._request_id = core, request_id
+
+    def responses(self, inputs: list[Any], with_private: bool) -> Any:
+        """The tensors of each response, by name. Raises what the core refuses with."""
+        request = pb_utils.InferenceRequest(
+            model_name=self._core,
+            request_id=self._request_id,
+            requested_output_names=[*CORE_OUTPUTS, *(PRIVATE_OUTPUTS if with_private else ())],
+            inputs=inputs,
+        )
+        for response in request.exec(decoupled=True):
+            if response.has_error():
+                raise ServingError(response.error().message())
+            tensors = {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
+            if "output_ids" in tensors:
+                yield tensors
+
+    def stop(self) -> None:
+        stop_core(self._core, self._request_id)
+
+
+class _Text:
+    """The text of one answer from a core that sends tokens only."""
+
+    def __init__(self, answer: AnswerText) -> None:
+        self._answer, self._num_shown = answer, 0
+
+    def add(self, made: dict[str, Any]) -> Any:
+        length = int(made["sequence_length"].reshape(-1)[0])
+        for token in made["output_ids"].reshape(-1)[:length].tolist():
+            self._answer.add(token)
+        visible = self._answer.visible
+        piece, self._num_shown = visible[self._num_shown :], len(visible)
+        return strings(piece)
+
+
+def _joined(pieces: list[dict[str, Any]]) -> dict[str, Any]:
+    """One response for all of an answer: what grows is put together, the rest is as in the last piece."""
+    joined = dict(pieces[-1])
+    joined["text_output"] = strings("".join(bytes(piece["text_output"][0]).decode() for piece in pieces))
+    for name in ("output_ids", "output_log_probs"):
+        if name in joined:
+            joined[name] = np.concatenate([piece[name] for piece in pieces], axis=-1)
+    if "num_output_tokens" in joined:
+        joined["num_output_tokens"] = sum(piece["num_output_tokens"] for piece in pieces)
+    if "logprobs" in joined:
+        rows = [row for piece in pieces for row in json.loads(bytes(piece["logprobs"].reshape(-1)[0]))]
+        joined["logprobs"] = strings(json.dumps(rows)).reshape(1, 1)
+    return joined
+
+
+def _send(sender: Any, made: dict[str, Any]) -> None:
+    tensors = [pb_utils.Tensor(name, values) for name, values in made.items() if name in PUBLIC_OUTPUTS]
+    sender.send(pb_utils.InferenceResponse(tensors))

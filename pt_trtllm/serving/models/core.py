@@ -1,0 +1,194 @@
+"""The `tensorrt_llm` model: token ids to token ids, by an engine that runs as an MPI world of its own.
+
+Triton calls `execute`, which only hands requests over. One thread takes events from all running requests, in the order
+they come, and is the only one that talks to Triton about them.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from pt_trtllm.errors import ConfigError, PtError
+from pt_trtllm.runtime.options import RuntimeOptions
+from pt_trtllm.serving.answer import Answer
+from pt_trtllm.serving.models.call import Call, CallOptions, Part, parts_of
+from pt_trtllm.serving.models.decode import decode_requests, prompt_text
+from pt_trtllm.serving.models.triton import FINAL, error_response, flag, open_tokenizer, parameters, scalar
+from pt_trtllm.serving.supervisor import EngineSettings, EngineSupervisor, QueueFull, Unavailable
+
+TIMEOUT, CANCELLED = "timeout", "cancelled"
+
+
+class CoreModel:
+    def initialize(self, args: dict[str, str]) -> None:
+        values = parameters(args)
+        self._tokenizer = open_tokenizer(values)
+        self._exclude = flag(values.get("exclude_input_in_output"), False, "exclude_input_in_output")
+        self._period_s = int(values.get("cancellation_check_period_ms", "100")) / 1e3
+        self._calls: dict[str, Call] = {}
+        """By stream id."""
+        self._lock = threading.Lock()
+        self._news: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
+        self._owners: dict[Answer, Call] = {}
+        self._stops: list[str] = []
+        self._engine = EngineSupervisor(_settings(values), self._report)
+        self._sender = threading.Thread(target=self._send_all, name="pt-trtllm-sender", daemon=True)
+        self._sender.start()
+        threading.Thread(target=self._leave_with_server, args=(os.getppid(),), daemon=True).start()
+
+    def execute(self, requests: list[Any]) -> None:
+        for request in requests:
+            try:
+                if scalar(request, "stop"):
+                    self._stop(request)
+                else:
+                    self._accept(request)
+            except QueueFull as error:
+                _refuse(request, error, pb_utils.TritonError.UNAVAILABLE)
+            except Unavailable as error:
+                _refuse(request, error, pb_utils.TritonError.UNAVAILABLE)
+            except Exception as error:  # one bad request must not fail the others
+                _refuse(request, error)
+
+    def finalize(self) -> None:
+        self._engine.close()
+        self._news.put(None)
+        self._sender.join()
+
+    def _accept(self, request: Any) -> None:
+        wanted = decode_requests(request, self._engine.config, self._tokenizer)
+        options = self._call_options(request)
+        call = Call(request, options, len(wanted), wanted[0].params.n if wanted else 0)
+        for row, own in enumerate(wanted):
+            before = prompt_text(request, own, row, self._tokenizer) if options.include_prompt else ""
+            for index, sample in enumerate(parts_of(own)):
+                answer = Answer(sample, self._tokenizer, self._news.put)
+                call.parts[answer] = Part(answer, row, index, list(own.prompt_ids), before)
+        answers = list(call.parts)
+        with self._lock:
+            self._calls[call.stream_id] = call
+            self._owners.update(dict.fromkeys(answers, call))
+        try:
+            ids = self._engine.submit([(answer.request, answer) for answer in answers])
+        except BaseException:
+            self._forget(call)
+            raise
+        for answer, request_id in zip(answers, ids, strict=True):
+            answer.id = request_id
+
+    def _call_options(self, request: Any) -> CallOptions:
+        exclude = scalar(request, "exclude_input_in_output")
+        timeout_s = scalar(request, "timeout_s")
+        if timeout_s is not None and not timeout_s > 0:
+            raise ConfigError(f"timeout_s is {timeout_s}, expected above 0")
+        return CallOptions(
+            streaming=bool(scalar(request, "streaming")),
+            include_prompt=not (self._exclude if exclude is None else exclude),
+            log_probs=bool(scalar(request, "return_log_probs")) or scalar(request, "num_logprobs") is not None,
+            count_input=bool(scalar(request, "return_num_input_tokens")),
+            count_output=bool(scalar(request, "return_num_output_tokens")),
+            times=bool(scalar(request, "return_perf_metrics")),
+            timeout_s=timeout_s if timeout_s is not None else (request.timeout() / 1e6 or None),
+        )
+
+    def _stop(self, request: Any) -> None:
+        """Ends the requests with this id, or the stream that `postprocessing` names; they end with what they have."""
+        name = request.request_id()
+        if not name:
+            raise ConfigError("stop needs the id of the request that is to be stopped; send it as the request id")
+        self._stops.append(name)
+        request.get_response_sender().send(flags=FINAL)
+
+    def _send_all(self) -> None:
+        """The only thread that talks to Triton about running requests."""
+        next_check = time.monotonic() + self._period_s
+        while True:
+            try:
+                answer = self._news.get(timeout=max(0.0, next_check - time.monotonic()))
+                if answer is None:
+                    return
+                self._send(answer)
+            except queue.Empty:
+                pass
+            if time.monotonic() >= next_check:
+                self._check_calls()
+                next_check = time.monotonic() + self._period_s
+
+    def _send(self, answer: Answer) -> None:
+        call = self._owners.get(answer)
+        piece = answer.take()
+        if call is None or piece is None:
+            return
+        call.send(call.parts[answer], piece)
+        if call.done:
+            self._cancel(call, CANCELLED)  # after an error: the other answers of the call
+            self._forget(call)
+
+    def _check_calls(self) -> None:
+        stops, self._stops = self._stops, []
+        now = time.monotonic()
+        for call in list(self._calls.values()):
+            if call.request_id in stops or call.stream_id in stops or call.is_cancelled():
+                self._cancel(call, CANCELLED)
+            elif call.deadline is not None and now > call.deadline:
+                self._cancel(call, TIMEOUT)
+
+    def _cancel(self, call: Call, reason: str) -> None:
+        for answer in call.parts:
+            if not answer.finished and answer.id is not None and answer.ended_as is None:
+                answer.ended_as = reason
+                self._engine.cancel(answer.id)
+
+    def _forget(self, call: Call) -> None:
+        with self._lock:
+            self._calls.pop(call.stream_id, None)
+            for answer in call.parts:
+                self._owners.pop(answer, None)
+
+    def _report(self, ready: bool, reason: str) -> None:
+        if ready:
+            pb_utils.Logger.log_info("the engine runs again")
+        else:
+            pb_utils.Logger.log_error(f"the engine failed and will be restarted: {reason}")
+
+    def _leave_with_server(self, server_pid: int) -> None:
+        """A server that was killed cannot end its models; they must not outlive it."""
+        while os.getppid() == server_pid:
+            time.sleep(0.5)
+        self._engine.close()
+        os._exit(1)
+
+
+def _refuse(request: Any, error: Exception, code: int | None = None) -> None:
+    request.get_response_sender().send(error_response(error, code), flags=FINAL)
+
+
+def _settings(values: dict[str, str]) -> EngineSettings:
+    if "gpt_model_path" not in values:
+        raise ConfigError("config.pbtxt sets no gpt_model_path, expected the folder of an engine")
+    try:
+        options = RuntimeOptions(
+            max_tokens_in_paged_kv_cache=int(values.get("max_tokens_in_paged_kv_cache", "0")),
+            kv_cache_free_mem_fraction=float(values.get("kv_cache_free_gpu_mem_fraction", "0.5")),
+            enable_block_reuse=flag(values.get("enable_kv_cache_reuse"), True, "enable_kv_cache_reuse"),
+            scheduler_policy=values.get("batch_scheduler_policy", "guaranteed_no_evict"),
+        )
+        return EngineSettings(
+            engine_dir=Path(values["gpt_model_path"]),
+            tokenizer_dir=Path(values["tokenizer_dir"]),
+            hostfile=Path(values["hostfile"]) if "hostfile" in values else None,
+            options=options,
+            max_queue_size=int(values.get("max_queue_size", "256")),
+            step_timeout_s=float(values.get("step_timeout_s", "60")),
+        )
+    except PtError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"config.pbtxt has a parameter that is not a number: {error}") from None

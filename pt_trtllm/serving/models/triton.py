@@ -1,0 +1,83 @@
+"""What every model of the repository does with Triton's Python backend."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from pt_trtllm.errors import ConfigError, PtError
+from pt_trtllm.runtime.tokenizer import Tokenizer
+
+FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+
+
+def parameters(args: dict[str, str]) -> dict[str, str]:
+    """Of config.pbtxt; a hole that nobody filled (`${name}`) counts as not set."""
+    declared = json.loads(args["model_config"])["parameters"]
+    values = {key: entry["string_value"] for key, entry in declared.items()}
+    return {key: value for key, value in values.items() if value and not value.startswith("${")}
+
+
+def flag(text: str | None, default: bool, name: str) -> bool:
+    if text is None:
+        return default
+    if text.lower() not in ("true", "false", "1", "0"):
+        raise ConfigError(f"parameter {name} is {text!r}, expected true or false")
+    return text.lower() in ("true", "1")
+
+
+def open_tokenizer(values: dict[str, str]) -> Tokenizer:
+    if "tokenizer_dir" not in values:
+        raise ConfigError("config.pbtxt sets no tokenizer_dir, expected a folder with tokenizer.json")
+    return Tokenizer(Path(values["tokenizer_dir"]))
+
+
+def array(request: Any, name: str) -> Any:
+    """An input, or None; [batch, ...] also where the model declares it as a scalar."""
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    return None if tensor is None else tensor.as_numpy()
+
+
+def scalar(request: Any, name: str, row: int = 0) -> Any:
+    """The value for one prompt of the batch, as a Python object; None when it is not given."""
+    values = array(request, name)
+    if values is None or values.size == 0:
+        return None
+    flat = values.reshape(len(values), -1)
+    return flat[min(row, len(flat) - 1), 0].item() if flat.dtype != np.object_ else flat[min(row, len(flat) - 1), 0]
+
+
+def text(value: Any, name: str) -> str:
+    """Of a STRING element. Raises when it is not UTF-8."""
+    if isinstance(value, str):
+        return value
+    try:
+        return bytes(value).decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{name} is not valid UTF-8: {error.reason} at byte {error.start}") from None
+
+
+def texts(request: Any, name: str, row: int = 0) -> tuple[str, ...]:
+    """A row of strings; clients send "" for none."""
+    values = array(request, name)
+    if values is None or values.size == 0:
+        return ()
+    flat = values.reshape(len(values), -1)
+    return tuple(value for raw in flat[min(row, len(flat) - 1)] if (value := text(raw, name)))
+
+
+def strings(*values: str) -> Any:
+    """A one-dimensional STRING array."""
+    return np.array([value.encode() for value in values], dtype=np.object_)
+
+
+def error_response(error: Exception, code: int | None = None) -> Any:
+    """Bad input is INVALID_ARG unless told otherwise; what is not ours is INTERNAL."""
+    if code is None:
+        code = pb_utils.TritonError.INVALID_ARG if isinstance(error, PtError) else pb_utils.TritonError.INTERNAL
+    message = str(error) if isinstance(error, PtError) else f"{type(error).__name__}: {error}"
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(" ".join(message.split()), code))
