@@ -1,0 +1,337 @@
+"""The OpenAI endpoint in front of a real Triton server, asked by the real `openai` package."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from pt_trtllm.runtime.tokenizer import Tokenizer
+from pt_trtllm.testing.cli import refusal
+from pt_trtllm.testing.front_end import FrontEnd, front_end
+
+pytestmark = pytest.mark.triton
+
+EXAMPLE = Path(__file__).parents[2] / "examples/tiny-pt"
+MODEL = "tiny-pt"
+CASES = json.loads((EXAMPLE / "reference.json").read_text())["cases"]
+MESSAGES: Any = [{"role": "user", "content": "What is a truth?"}]
+WAIT_S = 30.0
+
+
+@pytest.fixture(scope="module")
+def server(openai_front_end: FrontEnd) -> FrontEnd:
+    return openai_front_end
+
+
+@pytest.fixture(scope="module")
+def client(server: FrontEnd) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0, timeout=WAIT_S)
+
+
+def metric(server: FrontEnd, name: str) -> float:
+    """The sum over a family's samples."""
+    with urllib.request.urlopen(f"{server.address}/metrics", timeout=WAIT_S) as response:
+        found = re.findall(rf"^{re.escape(name)}(?:{{.*}})? (\S+)$", response.read().decode(), re.M)
+    assert found, f"no metric {name}"
+    return sum(map(float, found))
+
+
+def post(server: FrontEnd, path: str, data: bytes, **headers: str) -> tuple[int, Any]:
+    request = urllib.request.Request(server.address + path, data, {"Content-Type": "application/json", **headers})
+    try:
+        with urllib.request.urlopen(request, timeout=WAIT_S) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+
+
+def joined(stream: Any) -> tuple[str, str | None]:
+    """The text and the finish reason of a streamed completion."""
+    chunks = [chunk.choices[0] for chunk in stream if chunk.choices]
+    reasons = [chunk.finish_reason for chunk in chunks if chunk.finish_reason]
+    assert len(reasons) == 1
+    return "".join(chunk.text for chunk in chunks), reasons[0]
+
+
+def test_there_is_one_model_and_others_are_404(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == [MODEL]
+    assert client.models.retrieve(MODEL).id == MODEL
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.completions.create(model="gpt-99", prompt="a")
+    assert caught.value.code == "model_not_found"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("gpt-99")
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case["prompt"] for case in CASES])
+def test_greedy_text_is_that_of_the_reference_whole_and_streamed(client: openai.OpenAI, case: dict[str, Any]) -> None:
+    count = len(case["output_ids"])
+    options: Any = {"model": MODEL, "max_tokens": count, "temperature": 0, "extra_body": {"ignore_eos": True}}
+    whole = client.completions.create(prompt=case["prompt"], **options)
+    assert (whole.choices[0].text, whole.choices[0].finish_reason) == (case["text"], "length")
+    assert whole.usage is not None
+    assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (len(case["input_ids"]), count)
+    assert joined(client.completions.create(prompt=case["prompt"], stream=True, **options)) == (case["text"], "length")
+    tokens = client.completions.create(prompt=case["input_ids"], **options)
+    assert tokens.choices[0].text == case["text"]
+
+
+def test_a_stream_gives_what_the_whole_gives(client: openai.OpenAI) -> None:
+    for options in (
+        {"temperature": 0.9, "top_p": 0.8},
+        {"temperature": 1.3, "presence_penalty": 1.0, "frequency_penalty": 0.5, "stop": [" and"]},
+        {"extra_body": {"top_k": 5, "min_p": 0.05, "repetition_penalty": 1.2}},
+    ):
+        ask: Any = {"model": MODEL, "prompt": "She had", "max_tokens": 20, "seed": 11, **options}
+        whole = client.completions.create(**ask).choices[0]
+        assert joined(client.completions.create(stream=True, **ask)) == (whole.text, whole.finish_reason)
+
+
+def test_a_chat_streams_its_role_its_text_its_reason_and_its_usage(server: FrontEnd) -> None:
+    body = {
+        "model": MODEL, "messages": MESSAGES, "max_completion_tokens": 6, "temperature": 0,
+        "stream": True, "stream_options": {"include_usage": True},
+    }  # fmt: skip
+    status, text = post(server, "/v1/chat/completions", json.dumps(body).encode())
+    events = text.split("\n\n")
+    assert (status, events[-2:]) == (200, ["data: [DONE]", ""])
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events[:-2]]
+    assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
+    assert len({chunk["id"] for chunk in chunks}) == 1
+    assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks[:-1] if chunk["choices"][0]["finish_reason"]] == [
+        "length"
+    ]
+    assert chunks[-2]["choices"][0]["finish_reason"] == "length"
+    assert all(chunk["usage"] is None for chunk in chunks[:-1])
+    assert (chunks[-1]["choices"], chunks[-1]["usage"]["completion_tokens"]) == ([], 6)
+
+    body |= {"stream": False, "stream_options": None}
+    whole = json.loads(post(server, "/v1/chat/completions", json.dumps(body).encode())[1])
+    streamed = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks[:-1])
+    assert whole["choices"][0]["message"] == {"role": "assistant", "content": streamed, "refusal": None}
+    assert whole["usage"] == chunks[-1]["usage"]
+
+
+def test_a_chat_is_the_completion_of_its_transcript(client: openai.OpenAI) -> None:
+    chat = client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=12, temperature=0)
+    text = "\n\nUser: What is a truth?\n\nAssistant:".lstrip()
+    plain = client.completions.create(model=MODEL, prompt=text, max_tokens=12, temperature=0, stop="\nUser:")
+    assert chat.choices[0].message.content == plain.choices[0].text
+    assert chat.usage is not None
+    assert plain.usage is not None
+    assert chat.usage.prompt_tokens == plain.usage.prompt_tokens  # one beginning-of-text token, not two
+
+
+def test_several_prompts_and_samples_come_in_order(client: openai.OpenAI) -> None:
+    ask: Any = {"model": MODEL, "max_tokens": 8, "seed": 5, "temperature": 1.0}
+    both = client.completions.create(prompt=["It is", "She had"], n=2, **ask)
+    assert [choice.index for choice in both.choices] == [0, 1, 2, 3]
+    assert len({choice.text for choice in both.choices}) == 4
+    for place, prompt in ((0, "It is"), (2, "She had")):
+        alone = client.completions.create(prompt=prompt, **ask)
+        assert both.choices[place].text == alone.choices[0].text
+    streamed = ["", ""]
+    for chunk in client.completions.create(prompt="It is", n=2, stream=True, **ask):
+        streamed[chunk.choices[0].index] += chunk.choices[0].text
+    assert streamed == [choice.text for choice in both.choices[:2]]
+    assert both.usage is not None
+    assert both.usage.completion_tokens == 32
+
+
+def test_a_stop_string_ends_the_text_also_within_tokens(client: openai.OpenAI) -> None:
+    case = CASES[0]
+    stop = case["text"][20:26]
+    ask: Any = {"model": MODEL, "prompt": case["prompt"], "max_tokens": 24, "temperature": 0, "stop": [stop, "never"]}
+    whole = client.completions.create(**ask).choices[0]
+    assert (whole.text, whole.finish_reason) == (case["text"][: case["text"].index(stop)], "stop")
+    assert joined(client.completions.create(stream=True, **ask)) == (whole.text, "stop")
+
+
+def test_a_bias_decides_between_tokens(client: openai.OpenAI) -> None:
+    forced = Tokenizer(EXAMPLE).encode(" truth", add_special_tokens=False)
+    assert len(forced) == 1
+    answer = client.completions.create(
+        model=MODEL, prompt="It is", max_tokens=3, temperature=0, logit_bias={str(forced[0]): 100}
+    )
+    assert answer.choices[0].text == " truth truth truth"
+
+
+def test_log_probabilities_in_both_forms(client: openai.OpenAI) -> None:
+    case = CASES[0]
+    ask: Any = {"model": MODEL, "max_tokens": 5, "temperature": 0}
+    told = client.completions.create(prompt=case["prompt"], logprobs=3, **ask).choices[0].logprobs
+    assert told is not None
+    assert told.tokens is not None
+    assert told.top_logprobs is not None
+    assert told.token_logprobs is not None
+    assert case["text"].startswith("".join(told.tokens))
+    for token, value, top in zip(told.tokens, told.token_logprobs, told.top_logprobs, strict=True):
+        assert top[token] == max(top.values()) == value
+        assert len(top) == 3
+    streamed = list(client.completions.create(prompt=case["prompt"], logprobs=3, stream=True, **ask))
+    pieces = [chunk.choices[0].logprobs for chunk in streamed if chunk.choices[0].logprobs]
+    assert [token for piece in pieces for token in piece.tokens or []] == told.tokens
+    assert [offset for piece in pieces for offset in piece.text_offset or []] == told.text_offset
+
+    chat = client.chat.completions.create(messages=MESSAGES, logprobs=True, top_logprobs=2, **ask).choices[0]
+    assert chat.logprobs is not None
+    assert chat.logprobs.content is not None
+    assert "".join(entry.token for entry in chat.logprobs.content) == chat.message.content
+    for entry in chat.logprobs.content:
+        assert entry.top_logprobs[0].token == entry.token
+        assert entry.top_logprobs[0].logprob >= entry.top_logprobs[1].logprob
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"temperature": -1}, "temperature is -1"),
+        ({"max_tokens": 0}, "max_tokens is 0"),
+        ({"prompt": [1] * 600}, "Prompt length (600) exceeds maximum input length"),
+        ({"prompt": [999999]}, "outside the vocabulary"),
+        ({"prompt": ""}, None),
+        ({"logit_bias": {"99999": 1}}, "outside the vocabulary"),
+        ({"extra_body": {"guided_regex": "[a-z]+"}}, "guided"),
+        ({"extra_body": {"beams": 4}}, "Unrecognized request argument supplied: beams"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_bad_requests_are_400_and_say_why(
+    client: openai.OpenAI, change: dict[str, Any], says: str | None, stream: bool
+) -> None:
+    ask: Any = {"model": MODEL, "prompt": "a", "max_tokens": 4, "stream": stream, **change}
+    if says is None:  # an empty text still has its beginning-of-text token
+        assert client.completions.create(**ask)
+        return
+    with pytest.raises(openai.BadRequestError, match=re.escape(says)):
+        client.completions.create(**ask)
+
+
+def test_what_is_no_request_at_all(server: FrontEnd) -> None:
+    body = json.dumps({"prompt": "a", "max_tokens": 1}).encode()
+    assert post(server, "/v1/completions", b"{", **{"X-Request-Id": "mine"})[0] == 400
+    assert post(server, "/v1/completions", body, **{"Content-Type": "text/plain"})[0] == 415
+    assert post(server, "/v1/completions", b'{"prompt": "\\ud800"}')[0] == 400
+    assert post(server, "/v1/nothing", body)[0] == 404
+    assert post(server, "/v1/models", body)[0] == 405
+    assert post(server, "/v1/completions", b" " * (17 << 20))[0] == 413
+    assert post(server, "/v1/completions", body)[0] == 200
+    assert '"request_id": "mine"' in server.log.read_text()
+
+
+def test_many_clients_at_once_get_their_own_answers(server: FrontEnd) -> None:
+    async def ask_all() -> None:
+        async with openai.AsyncOpenAI(base_url=f"{server.address}/v1", api_key="none", timeout=WAIT_S) as client:
+
+            async def ask(index: int, stream: bool) -> str:
+                options: Any = {
+                    "model": MODEL, "prompt": ["It is", "She had", "The evening"][index % 3], "seed": index,
+                    "temperature": index % 4 * 0.4, "max_tokens": 4 + index % 9, "stop": [" the"] if index % 5 else None,
+                }  # fmt: skip
+                if not stream:
+                    return (await client.completions.create(**options)).choices[0].text
+                pieces = [piece async for piece in await client.completions.create(stream=True, **options)]
+                return "".join(piece.choices[0].text for piece in pieces)
+
+            streamed = await asyncio.gather(*(ask(index, True) for index in range(32)))
+            for index in (0, 7, 13, 22, 31):
+                assert streamed[index] == await ask(index, False)
+
+    asyncio.run(ask_all())
+    assert metric(server, "pt_openai_requests_in_flight") == 0
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_ends_its_request(server: FrontEnd, client: openai.OpenAI, stream: bool) -> None:
+    """Long answers that nobody waits for must not be computed: what the server has generated stands still."""
+    host, port = server.address.removeprefix("http://").split(":")
+    body = json.dumps(
+        {"prompt": "It is", "max_tokens": 480, "n": 4, "seed": 1, "ignore_eos": True, "stream": stream}
+    ).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    tokens, left = "pt_openai_generation_tokens_total", 'pt_openai_requests_total{status="499"}'
+    before = metric(server, tokens)
+    lost = server_lost(server, left)
+    with socket.create_connection((host, int(port)), timeout=WAIT_S) as connection:
+        connection.sendall(head.encode() + body)
+        until(lambda: metric(server, tokens) > before)
+    until(lambda: server_lost(server, left) == lost + 1)
+    until(lambda: metric(server, "pt_openai_requests_in_flight") == 0)
+    assert metric(server, tokens) - before < 4 * 480
+    until(lambda: active_in_triton(server) == 0)
+
+
+def server_lost(server: FrontEnd, sample: str) -> float:
+    with urllib.request.urlopen(f"{server.address}/metrics", timeout=WAIT_S) as response:
+        lines = response.read().decode().splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(sample))
+
+
+def active_in_triton(server: FrontEnd) -> float:
+    return server_lost(server, "nv_trt_llm_request_metrics{")
+
+
+def until(condition: Any) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline, "never became true"
+        time.sleep(0.02)
+
+
+def test_health_and_the_servers_own_metrics_pass_through(server: FrontEnd) -> None:
+    for path in ("/health", "/health/ready", "/health/live"):
+        with urllib.request.urlopen(server.address + path, timeout=WAIT_S) as response:
+            assert response.status == 200
+    assert metric(server, "nv_inference_request_success") > 0
+    assert metric(server, "pt_openai_time_to_first_token_seconds_count") > 0
+
+
+def test_told_to_stop_it_lets_answers_end(triton: Any) -> None:
+    with front_end("--url", triton.grpc_url, "--tokenizer-dir", EXAMPLE, "--served-model-name", MODEL) as server:
+        client = openai.OpenAI(base_url=f"{server.address}/v1", api_key="none", max_retries=0, timeout=WAIT_S)
+        ask: Any = {"model": MODEL, "prompt": "It is", "max_tokens": 100, "temperature": 0}
+        stream = client.completions.create(stream=True, extra_body={"ignore_eos": True}, **ask)
+        next(stream)
+        codes: list[int] = []
+        stopper = threading.Thread(target=lambda: codes.append(server.stop()))
+        stopper.start()
+        assert joined(stream)[1] == "length"
+        stopper.join(WAIT_S)
+        assert codes == [0]
+
+
+def test_without_a_server_behind_it_says_so() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"127.0.0.1:{unused.getsockname()[1]}"
+        with front_end("--url", url, "--tokenizer-dir", EXAMPLE) as server:
+            status, answer = post(server, "/v1/completions", b'{"prompt": "a"}')
+            assert (status, answer["error"]["type"]) == (503, "server_error")
+            assert f"no Triton server answers at {url}" in answer["error"]["message"]
+            with pytest.raises(urllib.error.HTTPError, match="503"):
+                urllib.request.urlopen(f"{server.address}/health", timeout=WAIT_S)
+            with urllib.request.urlopen(f"{server.address}/metrics", timeout=WAIT_S) as response:
+                assert b"Triton's metrics are missing" in response.read()
+            port = server.address.rpartition(":")[2]
+            taken = refusal("openai", "--tokenizer-dir", EXAMPLE, "--url", url, "--port", port, code=1)
+            assert f"cannot listen on 127.0.0.1:{port}" in taken
+
+
+def test_the_command_refuses_what_cannot_work(tmp_path: Path) -> None:
+    assert "no tokenizer.json" in refusal("openai", "--tokenizer-dir", tmp_path)
+    assert "expected HOST:PORT" in refusal("openai", "--tokenizer-dir", EXAMPLE, "--url", "http://localhost:8001/")
+    broken = tmp_path / "broken.jinja"
+    broken.write_text("{% if %}")
+    assert "not a chat template" in refusal("openai", "--tokenizer-dir", EXAMPLE, "--chat-template", broken)
