@@ -110,6 +110,15 @@ CACHE_DIR = Variable(
     "a path",
     "Where TensorRT's timing and runtime caches are kept between runs.",
 )
+TRITON_CONTROL_URL = Variable(
+    "PT_TRITON_CONTROL_URL", "", str, "a URL", "Set by `serve` for its models: where the server's HTTP port is."
+)
+TRITON_CONTROL_KEY = Variable(
+    "PT_TRITON_CONTROL_KEY", "", str, "text", "Set by `serve` for its models: the key to the server's model control."
+)
+TRITON_CONTROL_DIR = Variable(
+    "PT_TRITON_CONTROL_DIR", "", str, "a folder", "Set by `serve` for its models: where they hear of the server's end."
+)
 
 VARIABLES = (
     PLUGIN_LIBRARY,
@@ -125,4 +134,7 @@ VARIABLES = (
     LOAD_TIMEOUT_S,
     NUM_THREADS,
     CACHE_DIR,
+    TRITON_CONTROL_URL,
+    TRITON_CONTROL_KEY,
+    TRITON_CONTROL_DIR,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -16,11 +17,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pt_trtllm import env
 from pt_trtllm.config import problems_to_error
 from pt_trtllm.errors import ServingError
+from pt_trtllm.serving.control import CONTROL_HEADER, END, WAIT, DrainOrder
 from pt_trtllm.serving.tritonserver import ServerBinary, find_tritonserver
 
 LOG_TAIL_LINES = 15
+ENDING_S = 3.0
+"""For requests that did not end in time to be ended."""
+LAST_PIECES_S = 0.3
+"""For what the cores have sent to reach the clients."""
+TRITON_EXIT_S = 10
+"""Triton's own time for models to be unloaded, once nothing is running."""
 START_ATTEMPTS = 3
 """A port that was free a moment ago can be taken by another process."""
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
@@ -111,8 +120,10 @@ class TritonServer:
     def close(self, exit_timeout_s: float | None = None) -> None:
         """Lets requests in flight end, for a time, then ends every process of the server."""
         if hasattr(self, "_process"):
-            wait_s = self.options.exit_timeout_s + 15.0 if exit_timeout_s is None else exit_timeout_s
+            wait_s = TRITON_EXIT_S + 15.0 if exit_timeout_s is None else exit_timeout_s
             started = descendants(self._process.pid)
+            if self._process.poll() is None and exit_timeout_s is None:
+                self._drain()
             if self._process.poll() is None:
                 self._process.send_signal(signal.SIGTERM)
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -123,6 +134,16 @@ class TritonServer:
                 self._process.wait()
             end_processes(started)
         self._folder.cleanup()
+
+    def _drain(self) -> None:
+        """Lets requests in flight end, and ends those that take too long; new ones are refused meanwhile."""
+        order = DrainOrder(Path(self._folder.name))
+        for what, wait_s in ((WAIT, float(self.options.exit_timeout_s)), (END, ENDING_S)):
+            order.give(what)
+            give_up = time.monotonic() + wait_s
+            while order.num_left() and time.monotonic() < give_up and self._process.poll() is None:
+                time.sleep(0.05)
+        time.sleep(LAST_PIECES_S)
 
     def _start(self, repository: Path, binary: ServerBinary) -> None:
         for attempt in range(1, START_ATTEMPTS + 1):
@@ -137,7 +158,9 @@ class TritonServer:
 
     def _launch(self, repository: Path, binary: ServerBinary) -> None:
         work = Path(tempfile.mkdtemp(dir=self._folder.name))
-        options = self.options
+        options, key = self.options, secrets.token_hex(16)
+        control = {env.TRITON_CONTROL_DIR.name: self._folder.name}
+        control |= {env.TRITON_CONTROL_URL.name: self.http_url, env.TRITON_CONTROL_KEY.name: key}
         command = [
             str(binary.path),
             f"--model-repository={repository}",
@@ -145,14 +168,15 @@ class TritonServer:
             f"--http-address={options.host}", f"--http-port={self.http_port}",
             f"--grpc-address={options.host}", f"--grpc-port={self.grpc_port}",
             f"--metrics-address={options.host}", f"--metrics-port={self.metrics_port}",
-            f"--exit-timeout-secs={options.exit_timeout_s}",
+            f"--exit-timeout-secs={TRITON_EXIT_S}",
             f"--backend-config=python,shm-region-prefix-name=pt-{os.getpid()}-{self.grpc_port}-",
+            *_model_control(options.extra, key),
             *binary.arguments(work),
             *options.extra,
         ]  # fmt: skip
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=binary.environment(),
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=binary.environment() | control,
                 start_new_session=True, preexec_fn=_end_with_parent,
             )  # fmt: skip
 
@@ -181,6 +205,22 @@ class TritonServer:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _model_control(extra: Sequence[str], key: str) -> list[str]:
+    """The core signals the engine's failures through a model it unloads and loads; nobody else may do that.
+
+    The API that loads models takes files from its callers and runs them: it is locked with a key of this run.
+    """
+    if any(argument.startswith("--model-control-mode") for argument in extra):
+        return []
+    lock = f"model-repository:{CONTROL_HEADER}={key}"
+    return [
+        "--model-control-mode=explicit",
+        "--load-model=*",
+        f"--http-restricted-api={lock}",
+        f"--grpc-restricted-protocol={lock}",
+    ]
 
 
 def check_repository(repository: Path) -> Path:

@@ -19,6 +19,7 @@ import triton_python_backend_utils as pb_utils
 from pt_trtllm.errors import ConfigError, ServingError
 from pt_trtllm.runtime.detokenize import AnswerText
 from pt_trtllm.serving import tensors as declared
+from pt_trtllm.serving.models.health import refuse_if_engine_is_down
 from pt_trtllm.serving.models.stop import stop_core
 from pt_trtllm.serving.models.triton import (
     FINAL,
@@ -40,6 +41,7 @@ PUBLIC_OUTPUTS = frozenset(tensor.name for tensor in declared.ENSEMBLE_OUTPUTS)
 class BlsModel:
     def initialize(self, args: dict[str, str]) -> None:
         values = parameters(args)
+        refuse_if_engine_is_down(values)
         self._tokenizer = open_tokenizer(values)
         self._core = values.get("tensorrt_llm_model_name", "tensorrt_llm")
         self._exclude = flag(values.get("exclude_input_in_output"), False, "exclude_input_in_output")

@@ -15,11 +15,15 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from pt_trtllm import env
 from pt_trtllm.errors import ConfigError, PtError
 from pt_trtllm.runtime.options import RuntimeOptions
 from pt_trtllm.serving.answer import Answer
+from pt_trtllm.serving.control import END, DrainFollower
 from pt_trtllm.serving.models.call import Call, CallOptions, Part, parts_of
 from pt_trtllm.serving.models.decode import decode_requests, prompt_text
+from pt_trtllm.serving.models.health import HealthSignal
+from pt_trtllm.serving.models.metrics import EngineMetrics, log_request
 from pt_trtllm.serving.models.triton import FINAL, error_response, flag, open_tokenizer, parameters, scalar
 from pt_trtllm.serving.supervisor import EngineSettings, EngineSupervisor, QueueFull, Unavailable
 
@@ -39,8 +43,16 @@ class CoreModel:
         self._owners: dict[Answer, Call] = {}
         self._stops: list[str] = []
         self._engine = EngineSupervisor(_settings(values), self._report)
+        self._health = HealthSignal()
+        folder = env.TRITON_CONTROL_DIR.get()
+        self._drain = DrainFollower(Path(folder) if folder else None)
+        self._metrics = EngineMetrics(args["model_name"], args["model_version"], self._engine.config.limits)
+        self._stats_period_s = int(values.get("stats_check_period_ms", "1000")) / 1e3
+        self._closing = threading.Event()
         self._sender = threading.Thread(target=self._send_all, name="pt-trtllm-sender", daemon=True)
         self._sender.start()
+        self._publisher = threading.Thread(target=self._publish_stats, name="pt-trtllm-stats", daemon=True)
+        self._publisher.start()
         threading.Thread(target=self._leave_with_server, args=(os.getppid(),), daemon=True).start()
 
     def execute(self, requests: list[Any]) -> None:
@@ -58,11 +70,15 @@ class CoreModel:
                 _refuse(request, error)
 
     def finalize(self) -> None:
+        self._closing.set()
         self._engine.close()
+        self._publisher.join()
         self._news.put(None)
         self._sender.join()
 
     def _accept(self, request: Any) -> None:
+        if self._drain.order:
+            raise Unavailable("the server is shutting down; ask another one")
         wanted = decode_requests(request, self._engine.config, self._tokenizer)
         options = self._call_options(request)
         call = Call(request, options, len(wanted), wanted[0].params.n if wanted else 0)
@@ -127,15 +143,22 @@ class CoreModel:
         if call is None or piece is None:
             return
         call.send(call.parts[answer], piece)
+        if piece.finish_reason:
+            self._metrics.answered(answer, piece.finish_reason)
+            log_request(call.request_id or call.stream_id, answer, piece.finish_reason, piece.error)
         if call.done:
             self._cancel(call, CANCELLED)  # after an error: the other answers of the call
             self._forget(call)
 
     def _check_calls(self) -> None:
         stops, self._stops = self._stops, []
-        now = time.monotonic()
+        now, before = time.monotonic(), self._drain.order
+        order = self._drain.look(len(self._calls))
+        if order and not before:
+            self._health.failed("the server is shutting down")
         for call in list(self._calls.values()):
-            if call.request_id in stops or call.stream_id in stops or call.is_cancelled():
+            is_stopped = order == END or call.request_id in stops or call.stream_id in stops
+            if is_stopped or call.is_cancelled():
                 self._cancel(call, CANCELLED)
             elif call.deadline is not None and now > call.deadline:
                 self._cancel(call, TIMEOUT)
@@ -155,8 +178,15 @@ class CoreModel:
     def _report(self, ready: bool, reason: str) -> None:
         if ready:
             pb_utils.Logger.log_info("the engine runs again")
+            self._metrics.restarted()
+            self._health.recovered()
         else:
             pb_utils.Logger.log_error(f"the engine failed and will be restarted: {reason}")
+            self._health.failed(reason)
+
+    def _publish_stats(self) -> None:
+        while not self._closing.wait(self._stats_period_s):
+            self._metrics.update(self._engine.stats(), self._engine.num_in_flight)
 
     def _leave_with_server(self, server_pid: int) -> None:
         """A server that was killed cannot end its models; they must not outlive it."""
