@@ -126,14 +126,25 @@ async def answer_all(model: TritonModel, tokenizer: Tokenizer, asks: Sequence[As
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+LATE_PIECES = 8
+"""That a server may send behind the end of an answer before it is told to stop."""
+
+
 async def _answer(model: TritonModel, tokenizer: Tokenizer, index: int, ask: Ask) -> AsyncGenerator[Delta]:
-    answer, reason = Answer(index, ask, tokenizer), None
+    """Waits for the server to end the stream by itself where it can: cancelling one that is just ending can leave a
+    request behind in Triton, which then holds up the server's exit."""
+    answer, reason, last, late = Answer(index, ask, tokenizer), None, None, 0
+    patience = LATE_PIECES if "stop_words" in ask.values or not ask.params.stop else 0
     async with aclosing(model.generate(ask.request_id, ask.values)) as pieces:
         async for piece in pieces:
-            reason = piece.finish_reason or reason
-            delta = answer.take(piece)
-            if delta.num_tokens:
-                yield delta
-            if answer.finished:
-                return
-    yield answer.finish(reason)
+            if last is None:
+                reason = piece.finish_reason or reason
+                delta = answer.take(piece)
+                if answer.finished:
+                    last = delta
+                elif delta.num_tokens:
+                    yield delta
+            late += last is not None
+            if late > patience:
+                break
+    yield last or answer.finish(reason)

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from pt_trtllm.openai.answers import Ask, Delta
+from pt_trtllm.openai.errors import ApiError
 from pt_trtllm.openai.logprobs import TokenLogprob, chat_logprobs, completion_logprobs
 from pt_trtllm.openai.requests import Chat, Completion, Question
 from pt_trtllm.runtime.tokenizer import Tokenizer
-
-FIRST = (TokenLogprob(0, None),)
 
 
 class Reply(ABC):
@@ -65,12 +64,21 @@ class CompletionReply(Reply):
         text, rows = (delta.text, delta.rows) if question.max_tokens != 0 else ("", ())
         if question.echo and not self._lengths[index]:
             text = self._prompt_text(index) + text
-            rows = (TokenLogprob(self._prompt_ids[index][0], None), *delta.prompt_rows, *rows)
+            if question.logprobs is not None:
+                rows = (*self._prompt_rows(index, delta), *rows)
         logprobs = None
         if question.logprobs is not None and rows:
             logprobs = completion_logprobs(rows, self._tokenizer, self._lengths[index])
         self._lengths[index] += len(text)
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": delta.finish_reason}
+
+    def _prompt_rows(self, index: int, delta: Delta) -> tuple[TokenLogprob, ...]:
+        first, *others = self._prompt_ids[index]
+        if len(delta.prompt_rows) != len(others):
+            raise ApiError(
+                "echo with logprobs is not supported: the server's model sends no context_logits", param="echo"
+            )
+        return (TokenLogprob(first, None), *delta.prompt_rows)
 
     def _prompt_text(self, index: int) -> str:
         prompt = self.question.prompts[index // self.question.n]

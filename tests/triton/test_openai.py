@@ -237,8 +237,9 @@ def test_many_clients_at_once_get_their_own_answers(server: FrontEnd) -> None:
 
             async def ask(index: int, stream: bool) -> str:
                 options: Any = {
-                    "model": MODEL, "prompt": ["It is", "She had", "The evening"][index % 3], "seed": index,
-                    "temperature": index % 4 * 0.4, "max_tokens": 4 + index % 9, "stop": [" the"] if index % 5 else None,
+                    "model": MODEL, "seed": index, "prompt": ["It is", "She had", "The evening"][index % 3],
+                    "temperature": index % 4 * 0.4, "max_tokens": 4 + index % 9,
+                    "stop": [" the"] if index % 5 else None,
                 }  # fmt: skip
                 if not stream:
                     return (await client.completions.create(**options)).choices[0].text
@@ -260,12 +261,13 @@ def test_a_client_that_leaves_ends_its_request(server: FrontEnd, client: openai.
     body = json.dumps(
         {"prompt": "It is", "max_tokens": 480, "n": 4, "seed": 1, "ignore_eos": True, "stream": stream}
     ).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    lines = ("POST /v1/completions HTTP/1.1", f"Host: {host}", "Content-Type: application/json")
+    head = "\r\n".join([*lines, f"Content-Length: {len(body)}"])
     tokens, left = "pt_openai_generation_tokens_total", 'pt_openai_requests_total{status="499"}'
     before = metric(server, tokens)
     lost = server_lost(server, left)
     with socket.create_connection((host, int(port)), timeout=WAIT_S) as connection:
-        connection.sendall(head.encode() + body)
+        connection.sendall(head.encode() + b"\r\n\r\n" + body)
         until(lambda: metric(server, tokens) > before)
     until(lambda: server_lost(server, left) == lost + 1)
     until(lambda: metric(server, "pt_openai_requests_in_flight") == 0)

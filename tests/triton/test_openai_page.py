@@ -1,0 +1,183 @@
+"""The playground in a real headless browser, before a real server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from pt_trtllm.testing.browser import Page, browser_page, find_browser
+from pt_trtllm.testing.front_end import FrontEnd
+
+pytestmark = [
+    pytest.mark.triton,
+    pytest.mark.skipif(find_browser() is None, reason="no Chromium on this machine (Debian: apt-get install chromium)"),
+]
+
+READY = "document.querySelector('#health').dataset.state === 'ready'"
+ENDED = "document.querySelectorAll('.facts button').length"
+ANSWER = "[...document.querySelectorAll('.assistant .text')].at(-1).textContent"
+FACTS = "[...document.querySelectorAll('.facts')].at(-1).textContent"
+WIDTHS = (1440, 1100, 768, 390, 320)
+
+Visit = Callable[[Page], Awaitable[None]]
+
+
+def visit(server: FrontEnd, steps: Visit, *, width: int = 1440, dark: bool = False) -> None:
+    """Opens the page, does the steps, and makes sure that nothing went wrong and nothing came from elsewhere."""
+
+    async def run() -> None:
+        async with browser_page() as page:
+            await page.open(server.address, width=width, dark=dark)
+            await page.until(READY)
+            await steps(page)
+            assert page.problems == []
+            assert {url for url in page.requested if not url.startswith((server.address, "data:"))} == set()
+
+    asyncio.run(run())
+
+
+async def choose(page: Page, mode: str) -> None:
+    await page.evaluate(f"document.querySelector('input[value={mode}]').click()")
+
+
+def test_a_visitor_chats_watches_the_tokens_and_the_charts(openai_front_end: FrontEnd) -> None:
+    async def steps(page: Page) -> None:
+        assert await page.evaluate("document.querySelector('h1').textContent") == "tiny-pt"
+        assert await page.evaluate("mode()") == "continue"  # the example model was never taught to chat
+        await choose(page, "chat")
+        await page.evaluate("document.querySelector('#max_tokens').value = 60")
+        await page.click("#prompt")
+        await page.type("What is a truth?")
+        await page.press("Enter")
+        lengths = []
+        while not await page.evaluate(ENDED):
+            lengths.append(len(await page.evaluate(f"document.querySelector('.assistant') ? {ANSWER} : ''")))
+        assert len(set(lengths)) > 3, "the answer did not grow before the visitor's eyes"
+        facts = await page.evaluate(FACTS)
+        assert facts.startswith("60 tokens")
+        assert "tokens/s" in facts
+        assert "first after" in facts
+        assert "ended at max tokens" in facts
+
+        # The next question goes out with the conversation so far.
+        await page.type("And another?")
+        await page.press("Enter")
+        await page.until(f"{ENDED} === 4")
+        roles = await page.evaluate("history.map((turn) => turn.role)")
+        assert roles == ["user", "assistant", "user", "assistant"]
+
+        peak = "[...document.querySelectorAll('.chart')].map((chart) => chart.querySelector('.scale').textContent)"
+        await page.until(f"/highest [1-9]/.test({peak}[0])")  # tokens per second
+        await page.until(f"/highest [0-9.]+ ms/.test({peak}[3])")  # time to first token
+        assert await page.evaluate("document.querySelectorAll('.chart path').length") >= 3
+        await page.click("#clear")
+        assert await page.evaluate("history.length + document.querySelectorAll('.message').length") == 0
+
+    visit(openai_front_end, steps)
+
+
+def test_stop_ends_an_answer_and_the_options_reach_the_server(openai_front_end: FrontEnd) -> None:
+    async def steps(page: Page) -> None:
+        await page.evaluate("Object.assign(document.querySelector('#max_tokens'), {value: 480})")
+        await page.click("#prompt")
+        await page.type("She had never been")
+        await page.click("#send")
+        await page.until(f"document.querySelector('.assistant') && {ANSWER}.length > 30")
+        await page.click("#stop")
+        await page.until(ENDED)
+        assert "stopped by you" in await page.evaluate(FACTS)
+        assert (await page.evaluate(ANSWER)).startswith("She had never been")
+
+        # With a seed, "Ask again" gives the same text; shading shows every token's probability.
+        await page.evaluate(
+            "Object.entries({max_tokens: 12, seed: 7}).forEach(([id, value]) => by(id).value = value), "
+            "by('show_probabilities').click()"
+        )
+        answers = []
+        for count in (4, 6):
+            await page.type("It is")
+            await page.press("Enter")
+            await page.until(f"{ENDED} === {count}")
+            answers.append(await page.evaluate(ANSWER))
+        assert answers[0] == answers[1]
+        marks = "[...document.querySelectorAll('.assistant')].at(-1).querySelectorAll('mark')"
+        assert await page.evaluate(f"{marks}.length") == 12
+        assert await page.evaluate(f"[...{marks}].every((mark) => /^[0-9.]+ %$/.test(mark.title))")
+
+        # What the server refuses is told in its own words.
+        await page.evaluate("by('top_p').min = -1, by('top_p').value = -1")
+        await page.type("a")
+        await page.press("Enter")
+        await page.until("document.querySelector('.failure')")
+        assert "top_p is -1" in await page.evaluate("document.querySelector('.failure').textContent")
+        page.problems.clear()  # the browser's own note about the 400
+
+    visit(openai_front_end, steps)
+
+
+def test_the_page_fits_every_width_in_both_schemes(openai_front_end: FrontEnd) -> None:
+    grounds = []
+
+    async def steps(page: Page) -> None:
+        grounds.append(await page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        for width in WIDTHS:
+            await page.resize(width, 800)
+            views = ["chat"] if width > 980 else ["chat", "options", "live"]
+            for view in views:
+                if width <= 980:
+                    await page.click(f"[data-show={view}]")
+                overflow = await page.evaluate(
+                    "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+                )
+                assert overflow <= 0, f"{view} at {width} is {overflow} pixels too wide"
+                if view == "chat":
+                    box = await page.evaluate("document.querySelector('#send').getBoundingClientRect().toJSON()")
+                    assert 0 <= box["left"] < box["right"] <= width
+                    assert box["bottom"] <= 800
+
+    for dark in (False, True):
+        visit(openai_front_end, steps, dark=dark)
+    assert len(set(grounds)) == 2
+
+
+def test_everything_has_a_name_and_enough_contrast(openai_front_end: FrontEnd) -> None:
+    async def steps(page: Page) -> None:
+        await page.command("Accessibility.enable")
+        nodes = (await page.command("Accessibility.getFullAXTree"))["nodes"]
+        controls = {"button", "textbox", "slider", "spinbutton", "checkbox", "radio", "link", "log"}
+        for node in nodes:
+            if not node.get("ignored") and node["role"]["value"] in controls:
+                assert node["name"]["value"].strip(), f"a {node['role']['value']} without a name"
+        assert sum(node["role"]["value"] == "spinbutton" for node in nodes) >= 5
+        texts = ("--ink --ground", "--soft --ground", "--soft --surface", "--accent --surface", "--on-accent --accent",
+                 "--bad --bad-tint", "--ink --tint")  # fmt: skip
+        for pair in texts:
+            front, back = pair.split()
+            ratio = await page.evaluate(CONTRAST % (front, back))
+            assert ratio >= 4.5, f"{pair}: contrast {ratio:.2f}, expected at least 4.5"
+        # The keyboard alone reaches the prompt, and can ask.
+        await page.evaluate("document.activeElement.blur()")
+        await page.press("Tab")
+        assert await page.evaluate("document.activeElement.textContent") == "Skip to the prompt"
+        await page.press("Enter")
+        assert await page.evaluate("location.hash") == "#prompt"
+
+    for dark in (False, True):
+        visit(openai_front_end, steps, dark=dark)
+
+
+CONTRAST = """(() => {
+  const light = (name) => {
+    const hex = getComputedStyle(document.documentElement).getPropertyValue(name).trim().slice(1);
+    const part = (at) => {
+      const v = parseInt(hex.slice(at, at + 2), 16) / 255;
+      return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+    };
+    return 0.2126 * part(0) + 0.7152 * part(2) + 0.0722 * part(4);
+  };
+  const [low, high] = [light('%s'), light('%s')].sort((a, b) => a - b);
+  return (high + 0.05) / (low + 0.05);
+})()"""
+"""WCAG's contrast of two of the page's colours."""
