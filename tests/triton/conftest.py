@@ -1,4 +1,4 @@
-"""One real Triton server for all tests of this folder, over two MPI ranks, and a front end before it."""
+"""One real server for all tests that leave it as they found it."""
 
 from __future__ import annotations
 
@@ -7,27 +7,58 @@ from pathlib import Path
 
 import pytest
 
-from pt_trtllm.serving.server import ServerOptions, TritonServer
-from pt_trtllm.testing.cli import check_cli
+pytest.importorskip("tritonclient.grpc", reason="needs the serve extra: pip install '.[serve]'")
+
+from pt_trtllm import LLM
+from pt_trtllm.engine.bundle import BuildLimits
+from pt_trtllm.serving.client import Client
+from pt_trtllm.serving.repository import DeployOptions
+from pt_trtllm.serving.server import TritonServer
+from pt_trtllm.serving.tritonserver import embedded_tritonserver, system_tritonserver
 from pt_trtllm.testing.front_end import FrontEnd, front_end
+from pt_trtllm.testing.triton import EXAMPLE, make_repository, start_server
 
-EXAMPLE = Path(__file__).parents[2] / "examples/tiny-pt"
-
-
-@pytest.fixture(scope="session")
-def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
-    folder = tmp_path_factory.mktemp("triton")
-    checkpoint, engine, repository = folder / "checkpoint", folder / "engine", folder / "repository"
-    split = ("--world-size", "2", "--dtype", "float32")
-    check_cli("convert", "--model-dir", EXAMPLE, "--output-dir", checkpoint, *split)
-    check_cli("build", "--checkpoint-dir", checkpoint, "--output-dir", engine)
-    check_cli("deploy", "--engine-dir", engine, "--tokenizer-dir", EXAMPLE, "--model-repository", repository)
-    with TritonServer(repository, ServerOptions(grpc_port=0, http_port=0, metrics_port=0)) as server:
-        yield server
+LIMITS = BuildLimits(max_batch_size=32, max_seq_len=256, max_num_tokens=256)
 
 
 @pytest.fixture(scope="session")
-def openai_front_end(triton: TritonServer) -> Iterator[FrontEnd]:
-    options = ("--url", triton.grpc_url, "--metrics-url", triton.metrics_url, "--tokenizer-dir", EXAMPLE)
-    with front_end(*options, "--served-model-name", "tiny-pt") as started:
-        yield started
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example over two ranks."""
+    if embedded_tritonserver() is None and system_tritonserver() is None:
+        pytest.skip("no tritonserver on this machine")
+    folder = tmp_path_factory.mktemp("served")
+    options = DeployOptions(max_queue_size=64, max_tokens_in_paged_kv_cache=8192)
+    return make_repository(folder, world_size=2, limits=LIMITS, options=options)
+
+
+@pytest.fixture(scope="session")
+def engine_dir(repository: Path) -> Path:
+    return repository.parent / "engine"
+
+
+@pytest.fixture(scope="session")
+def server(repository: Path) -> Iterator[TritonServer]:
+    with start_server(repository) as running:
+        yield running
+        assert running.poll() is None, f"the server died:\n{running.log_tail(40)}"
+
+
+@pytest.fixture
+def client(server: TritonServer) -> Iterator[Client]:
+    with Client(server.grpc_url) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def llm(engine_dir: Path) -> Iterator[LLM]:
+    """The same engine in this process's own world: what `pt-trtllm run` answers with."""
+    with LLM(engine_dir) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def openai_front_end(server: TritonServer) -> Iterator[FrontEnd]:
+    """The OpenAI endpoint before the server."""
+    options = ("--url", server.grpc_url, "--metrics-url", server.metrics_url, "--tokenizer-dir", EXAMPLE)
+    with front_end(*options, "--served-model-name", "tiny-pt") as running:
+        yield running
