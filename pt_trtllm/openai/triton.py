@@ -15,7 +15,7 @@ from pt_trtllm.openai.tensors import Piece, to_inputs, to_piece
 
 SAYINGS = (
     (re.compile("Exceeds maximum queue size"), TOO_MANY, "queue_full"),
-    (re.compile("being restarted|not ready|unavailable", re.I), UNAVAILABLE, None),
+    (re.compile("being restarted|not ready|shutting down|unavailable", re.I), UNAVAILABLE, None),
     (re.compile("exceeds maximum (input|sequence) length"), BAD_REQUEST, "context_length_exceeded"),
     (
         re.compile("expected|not support|outside the vocabulary|is empty|invalid", re.I),
@@ -77,19 +77,23 @@ class TritonModel:
             "inputs": to_inputs(values, await self.inputs(), self.name),
             "request_id": request_id,
         }
-        call = self._client.stream_infer(_only(request))
+        call, failure = self._client.stream_infer(_only(request)), ""
         try:
             async for result, error in call:
                 if error is not None:
-                    raise self._failure(error.message(), None)
+                    failure = error.message()  # raised behind the end: a stream that is ending is not to be cancelled
+                    continue
                 piece = to_piece(result)
                 if piece.finish_reason == "error":
-                    raise self._failure(piece.error or "the engine could not go on", None)
-                yield piece
+                    failure = piece.error or "the engine could not go on"
+                else:
+                    yield piece
         except grpc.aio.AioRpcError as error:
             raise self._failure(error.details() or "", str(error.code())) from None
         finally:
             call.cancel()
+        if failure:
+            raise self._failure(failure, None)
 
     def _failure(self, message: str, status: str | None) -> ApiError:
         if status == str(grpc.StatusCode.UNAVAILABLE):

@@ -24,11 +24,10 @@ const CHARTS = [
     title: "KV cache blocks", unit: "",
     series: [
       { name: "used", of: (now) => valueOf(now, "nv_trt_llm_kv_cache_block_metrics", { kv_cache_block_type: "used" }) },
-      { name: "reused", of: (now) => valueOf(now, "nv_trt_llm_kv_cache_block_metrics", { kv_cache_block_type: "reused" }) },
     ],
     note: (now) => {
-      const most = valueOf(now, "nv_trt_llm_kv_cache_block_metrics", { kv_cache_block_type: "max" });
-      return most === undefined ? "" : `of ${most}`;
+      const kind = (name) => valueOf(now, "nv_trt_llm_kv_cache_block_metrics", { kv_cache_block_type: name });
+      return kind("max") === undefined ? "" : `of ${kind("max")} in use, ${kind("reused") ?? 0} reused so far`;
     },
   },
   {
