@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -113,6 +114,24 @@ def test_stop_ends_an_answer_and_the_options_reach_the_server(openai_front_end: 
         await page.until("document.querySelector('.failure')")
         assert "top_p is -1" in await page.evaluate("document.querySelector('.failure').textContent")
         page.problems.clear()  # the browser's own note about the 400
+
+    visit(openai_front_end, steps)
+
+
+def test_markdown_becomes_elements_and_html_stays_text(openai_front_end: FrontEnd) -> None:
+    cases = {
+        "a **b** `c` *d* 2*3*4": "<p>a <strong>b</strong> <code>c</code> <em>d</em> 2*3*4</p>",
+        "# Title\n\n- one\n- two": "<h3>Title</h3><ul><li>one</li><li>two</li></ul>",
+        "1. one\n2. two": "<ol><li>one</li><li>two</li></ol>",
+        "```py\nx = [1]\n\n<b>\n```\nafter": '<pre tabindex="0"><code>x = [1]\n\n&lt;b&gt;</code></pre><p>after</p>',
+        "```\nnot yet closed": '<pre tabindex="0"><code>not yet closed</code></pre>',
+        "<img src=x onerror=alert(1)>": "<p>&lt;img src=x onerror=alert(1)&gt;</p>",
+    }
+
+    async def steps(page: Page) -> None:
+        for text, expected in cases.items():
+            made = f"element('div', {{}}, ...markup({json.dumps(text)})).innerHTML"
+            assert await page.evaluate(made) == expected
 
     visit(openai_front_end, steps)
 
