@@ -3,7 +3,7 @@
 # Arguments go to pytest: scripts/test.sh -k mapping
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source scripts/setup.sh test dev rtx
+source scripts/setup.sh test dev serve rtx
 bash scripts/lint.sh
 bash scripts/test_plugins.sh
 pytest "$@"
