@@ -12,9 +12,9 @@ import aiohttp
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from pt_trtllm.openai.errors import FAILED, UNAVAILABLE, ApiError
+from pt_trtllm.openai.errors import UNAVAILABLE, ApiError
 from pt_trtllm.openai.handlers import Handlers
-from pt_trtllm.openai.log import LOGGER, describe, log_request
+from pt_trtllm.openai.log import log_request, refusal_of
 from pt_trtllm.openai.metrics import Metrics
 from pt_trtllm.openai.model import ServedModel
 from pt_trtllm.openai.options import FrontEndOptions
@@ -24,7 +24,8 @@ from pt_trtllm.openai.triton import TritonModel
 MAX_BODY_BYTES = 16 << 20
 METRICS_TIMEOUT_S = 5.0
 CLIENT_LEFT = 499
-REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+GIVEN_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+REQUEST_ID = web.RequestKey("request_id", str)
 QUIET = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
 """Asked every few seconds by machines: neither logged nor counted."""
 
@@ -49,6 +50,7 @@ def make_app(options: FrontEndOptions) -> web.Application:
         ]
     )
     app.cleanup_ctx.append(operations.connections)
+    app.on_response_prepare.append(_name_response)
     return app
 
 
@@ -118,25 +120,20 @@ def _accounting(metrics: Metrics) -> Middleware:
     @web.middleware
     async def account(request: web.Request, handler: Handler) -> web.StreamResponse:
         given, started, status = request.headers.get("X-Request-Id", ""), time.monotonic(), CLIENT_LEFT
-        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        request_id = given if GIVEN_ID.fullmatch(given) else uuid.uuid4().hex
+        request[REQUEST_ID] = request_id
         metrics.in_flight += request.path not in QUIET
         try:
             try:
                 response = await handler(request)
-            except ApiError as error:
-                response = _refusal(request, error)
-            except web.HTTPException as error:
-                response = _refusal(
-                    request, ApiError(f"{request.method} {request.path}: {error.reason}", status=error.status)
-                )
             except ConnectionResetError:
-                raise
-            except Exception:
-                LOGGER.exception("request %s failed", request_id)
-                response = _refusal(request, ApiError("internal error; the server's log has more", status=FAILED))
+                raise  # the client has left
+            except web.HTTPException as error:
+                message = f"{request.method} {request.path}: {error.reason}"
+                response = _refusal(request, ApiError(message, status=error.status))
+            except Exception as error:
+                response = _refusal(request, error)
             status = response.status
-            if not response.prepared:
-                response.headers["X-Request-Id"] = request_id
             return response
         finally:
             if request.path not in QUIET:
@@ -147,7 +144,11 @@ def _accounting(metrics: Metrics) -> Middleware:
     return account
 
 
-def _refusal(request: web.Request, error: ApiError) -> web.Response:
-    describe(request, error=str(error))
-    headers = {"Retry-After": "1"} if error.status == UNAVAILABLE else None
-    return web.json_response(error.body(), status=error.status, headers=headers)
+async def _name_response(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers["X-Request-Id"] = request.get(REQUEST_ID, "")
+
+
+def _refusal(request: web.Request, error: Exception) -> web.Response:
+    told = refusal_of(request, error)
+    headers = {"Retry-After": "1"} if told.status == UNAVAILABLE else None
+    return web.json_response(told.body(), status=told.status, headers=headers)

@@ -12,7 +12,7 @@ from aiohttp import web
 
 from pt_trtllm.openai.answers import Ask, Delta, answer_all
 from pt_trtllm.openai.errors import ApiError
-from pt_trtllm.openai.log import describe
+from pt_trtllm.openai.log import describe, refusal_of
 from pt_trtllm.openai.metrics import Metrics, Stopwatch
 from pt_trtllm.openai.model import ServedModel
 from pt_trtllm.openai.replies import ChatReply, CompletionReply, Reply, usage_of
@@ -92,31 +92,27 @@ async def _stream(
 ) -> web.StreamResponse:
     """An error before the first piece is an ordinary HTTP error; one after it is the stream's last event."""
     first = await anext(deltas)
+    choice, num_tokens = reply.growth(first), first.num_tokens
     response = web.StreamResponse(headers=EVENT_STREAM)
     await response.prepare(request)
-    num_tokens = 0
     try:
         if opening := reply.opening():
             await _send(response, reply.chunk(opening))
-        async for delta in _chain(first, deltas):
+        await _send(response, reply.chunk([choice]))
+        async for delta in deltas:
             num_tokens += delta.num_tokens
             choice = reply.growth(delta)
             if delta.text or delta.finish_reason or choice["logprobs"]:
                 await _send(response, reply.chunk([choice]))
         if reply.question.include_usage:
             await _send(response, reply.chunk([], usage_of(prompts, num_tokens)))
-    except ApiError as error:
-        describe(request, error=str(error))
-        await _send(response, error.body())
+    except ConnectionResetError:
+        raise  # the client has left
+    except Exception as error:
+        await _send(response, refusal_of(request, error).body())
     await response.write(b"data: [DONE]\n\n")
     await response.write_eof()
     return response
-
-
-async def _chain(first: Delta, rest: AsyncIterator[Delta]) -> AsyncIterator[Delta]:
-    yield first
-    async for delta in rest:
-        yield delta
 
 
 async def _send(response: web.StreamResponse, event: dict[str, Any]) -> None:

@@ -207,6 +207,7 @@ def test_log_probabilities_in_both_forms(api: openai.OpenAI) -> None:
         ({"prompt": [999999]}, "outside the vocabulary"),
         ({"prompt": ""}, None),
         ({"logit_bias": {"99999": 1}}, "outside the vocabulary"),
+        ({"echo": True, "logprobs": 1}, "echo with logprobs is not supported"),
         ({"extra_body": {"guided_regex": "[a-z]+"}}, "guided"),
         ({"extra_body": {"beams": 4}}, "Unrecognized request argument supplied: beams"),
     ],
@@ -223,6 +224,21 @@ def test_bad_requests_are_400_and_say_why(
         api.completions.create(**ask)
 
 
+def test_an_echo_repeats_the_prompt_and_may_be_all_there_is(api: openai.OpenAI) -> None:
+    ask: Any = {"model": MODEL, "prompt": "It is a truth", "temperature": 0, "echo": True}
+    whole = api.completions.create(max_tokens=4, **ask).choices[0].text
+    assert whole == "It is a truth of the world."
+    assert joined(api.completions.create(max_tokens=4, stream=True, **ask)) == (whole, "length")
+    assert api.completions.create(max_tokens=0, **ask).choices[0].text == "It is a truth"
+
+
+def test_a_full_queue_is_429_and_what_was_taken_is_given_back(front: FrontEnd, api: openai.OpenAI) -> None:
+    with pytest.raises(openai.RateLimitError, match="Exceeds maximum queue size"):
+        api.completions.create(model=MODEL, prompt="It is", n=128, max_tokens=NUM_LONG, extra_body={"ignore_eos": True})
+    until(lambda: metric(front, ACTIVE) == 0)
+    assert api.completions.create(model=MODEL, prompt="It is", max_tokens=2).usage
+
+
 def test_what_is_no_request_at_all(front: FrontEnd) -> None:
     body = json.dumps({"prompt": "a", "max_tokens": 1}).encode()
     assert post(front, "/v1/completions", b"{", **{"X-Request-Id": "mine"})[0] == 400
@@ -233,6 +249,15 @@ def test_what_is_no_request_at_all(front: FrontEnd) -> None:
     assert post(front, "/v1/completions", b" " * (17 << 20))[0] == 413
     assert post(front, "/v1/completions", body)[0] == 200
     assert '"request_id": "mine"' in front.log.read_text()
+
+
+def test_every_reply_names_its_request_streams_too(front: FrontEnd) -> None:
+    for stream in (False, True):
+        body = json.dumps({"prompt": "a", "max_tokens": 1, "stream": stream}).encode()
+        headers = {"Content-Type": "application/json", "X-Request-Id": f"mine-{stream}"}
+        request = urllib.request.Request(f"{front.address}/v1/completions", body, headers)
+        with urllib.request.urlopen(request, timeout=WAIT_S) as response:
+            assert response.headers["X-Request-Id"] == f"mine-{stream}"
 
 
 def test_many_clients_at_once_get_their_own_answers(front: FrontEnd) -> None:
