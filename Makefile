@@ -2,7 +2,7 @@
 help:            ## list everything
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 setup:           ## make .venv with tests and tools
-	@bash -c 'source scripts/setup.sh test dev rtx'
+	@bash -c 'source scripts/setup.sh test dev serve rtx'
 test:            ## lint, C++ tests, pytest
 	@bash scripts/test.sh
 lint:            ## style and types only

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv and runs every test: style and types, the C++ tests, then pytest (real MPI ranks).
+# Makes .venv and runs every test: style and types, the C++ tests, then pytest (real MPI ranks, a real Triton server).
 # Arguments go to pytest: scripts/test.sh -k mapping
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

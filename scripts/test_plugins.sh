@@ -3,7 +3,7 @@
 # for every target as well; running it needs a GPU (scripts/gpu_check.sh).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source scripts/setup.sh test dev serve
+source scripts/setup.sh test dev serve rtx
 for sanitizer in "" thread; do
   folder="build/plugins${sanitizer:+-$sanitizer}"
   cmake -S plugins -B "$folder" -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DPT_BUILD_TESTS=ON \

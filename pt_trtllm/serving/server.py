@@ -128,12 +128,21 @@ class TritonServer:
                 self._process.send_signal(signal.SIGTERM)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     self._process.wait(wait_s)
-            started |= descendants(self._process.pid)
+            started |= descendants(self._process.pid) | self._orphans()
             if self._process.poll() is None:
                 self._process.kill()
                 self._process.wait()
             end_processes(started)
         self._folder.cleanup()
+
+    def _orphans(self) -> set[int]:
+        """Models of a server that died, with all below them: they have this process as their parent now."""
+        models = {
+            int(entry.parent.name)
+            for entry in Path("/proc").glob("[0-9]*/cmdline")
+            if self._shm_prefix.encode() in _read(entry) and int(entry.parent.name) != self._process.pid
+        }
+        return models.union(*map(descendants, models))
 
     def _drain(self) -> None:
         """Lets requests in flight end, and ends those that take too long; new ones are refused meanwhile."""
@@ -159,6 +168,7 @@ class TritonServer:
     def _launch(self, repository: Path, binary: ServerBinary) -> None:
         work = Path(tempfile.mkdtemp(dir=self._folder.name))
         options, key = self.options, secrets.token_hex(16)
+        self._shm_prefix = f"pt-{os.getpid()}-{secrets.token_hex(4)}-"
         control = {env.TRITON_CONTROL_DIR.name: self._folder.name}
         control |= {env.TRITON_CONTROL_URL.name: self.http_url, env.TRITON_CONTROL_KEY.name: key}
         command = [
@@ -169,7 +179,7 @@ class TritonServer:
             f"--grpc-address={options.host}", f"--grpc-port={self.grpc_port}",
             f"--metrics-address={options.host}", f"--metrics-port={self.metrics_port}",
             f"--exit-timeout-secs={TRITON_EXIT_S}",
-            f"--backend-config=python,shm-region-prefix-name=pt-{os.getpid()}-{self.grpc_port}-",
+            f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
             *_model_control(options.extra, key),
             *binary.arguments(work),
             *options.extra,
@@ -264,6 +274,13 @@ def _is_gone(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("Z", "X")
     except OSError:
         return True
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def _end_with_parent() -> None:

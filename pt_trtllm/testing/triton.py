@@ -56,10 +56,13 @@ def metrics(server: TritonServer) -> dict[str, float]:
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[:1] != "#")}
 
 
-def metric(server: TritonServer, family: str, label: str = "") -> float:
-    """The sum of a family's samples with this label value."""
-    samples = metrics(server).items()
-    return sum(value for name, value in samples if name.startswith(f"{family}{{") and f'"{label}"' in name + '""')
+def metric(server: TritonServer, family: str, label: str | None = None) -> float:
+    """The sum of a family's samples; only of those with this label value, where one is given."""
+    return sum(
+        value
+        for name, value in metrics(server).items()
+        if name.startswith(f"{family}{{") and (label is None or f'"{label}"' in name)
+    )
 
 
 def wait_until(condition: Any, timeout_s: float, what: str) -> None:
@@ -67,6 +70,19 @@ def wait_until(condition: Any, timeout_s: float, what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
         time.sleep(0.05)
+
+
+def wait_until_quiet(server: TritonServer, what: str, timeout_s: float = 30.0) -> None:
+    """Nothing runs, nothing waits, no block of the KV cache is in use: by gauges that were set from now on."""
+    asked = time.time()
+    zeros = [("nv_trt_llm_request_metrics", label) for label in ("active", "scheduled", "waiting")]
+    zeros.append(("nv_trt_llm_kv_cache_block_metrics", "used"))
+
+    def is_quiet() -> bool:
+        is_new = metric(server, "nv_trt_llm_general_metrics", "timestamp") > asked + 0.2
+        return is_new and all(metric(server, *which) == 0 for which in zeros)
+
+    wait_until(is_quiet, timeout_s, what)
 
 
 def ranks_of(server: TritonServer) -> dict[int, int]:

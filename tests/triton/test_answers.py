@@ -169,7 +169,9 @@ def test_the_three_steps_by_hand_give_the_ensembles_text(server: TritonServer, c
 )
 def test_bad_values_are_refused_with_a_reason(server: TritonServer, body: dict[str, Any], message: str) -> None:
     for model in MODELS:
-        status, text = post(f"{server.http_url}/v2/models/{model}/generate", {"text_input": "x", "max_tokens": 2, **body})
+        status, text = post(
+            f"{server.http_url}/v2/models/{model}/generate", {"text_input": "x", "max_tokens": 2, **body}
+        )
         assert (status == 200 and not message) or (status == 400 and message in json.loads(text)["error"]), text
 
 

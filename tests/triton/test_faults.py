@@ -1,0 +1,185 @@
+"""What breaks is told to those it concerns, at once, and mends itself; a server that ends leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pt_trtllm import SamplingParams
+from pt_trtllm.errors import ServingError
+from pt_trtllm.serving.client import Client
+from pt_trtllm.serving.server import TritonServer, descendants
+from pt_trtllm.testing.cli import refusal
+from pt_trtllm.testing.processes import wait_until_gone
+from pt_trtllm.testing.triton import metric, post, ranks_of, start_server, wait_until
+
+pytestmark = pytest.mark.triton
+
+LONG = SamplingParams(max_tokens=240, ignore_eos=True)
+NUM_CLIENTS = 16
+ENDED_WITHIN_S, BACK_WITHIN_S = 10.0, 30.0
+
+
+@pytest.fixture(scope="module")
+def own_server(repository: Path) -> Iterator[TritonServer]:
+    """A server that may be hurt."""
+    with start_server(repository) as running:
+        yield running
+
+
+class Load:
+    """Clients that keep asking for long answers; half of them stream."""
+
+    def __init__(self, server: TritonServer, count: int = NUM_CLIENTS) -> None:
+        self._server = server
+        self._pool = ThreadPoolExecutor(count)
+        self._started = threading.Semaphore(0)
+        self.answers: list[Future[str]] = [self._pool.submit(self._ask, index) for index in range(count)]
+        for _ in range(count // 2):
+            assert self._started.acquire(timeout=60), "the load did not start"
+
+    def _ask(self, index: int) -> str:
+        model = ("ensemble", "tensorrt_llm_bls")[index // 2 % 2]
+        with Client(self._server.grpc_url, model=model) as client:
+            try:
+                if index % 2:
+                    return client.generate("It is", LONG).finish_reason
+                reason = ""
+                for chunk in client.stream("It is", LONG):
+                    if chunk.token_ids:
+                        self._started.release()
+                    reason = chunk.finish_reason or reason
+                return reason
+            except ServingError as error:
+                return str(error)
+
+    def results(self, timeout_s: float) -> list[str]:
+        deadline = time.monotonic() + timeout_s
+        found = [answer.result(max(0.01, deadline - time.monotonic())) for answer in self.answers]
+        self._pool.shutdown()
+        return found
+
+
+@pytest.mark.parametrize(
+    ("number", "message"), [(signal.SIGKILL, "died without a message"), (signal.SIGSTOP, "was stopped by a signal")]
+)
+def test_a_lost_rank_fails_what_is_in_flight_and_comes_back(
+    own_server: TritonServer, number: signal.Signals, message: str
+) -> None:
+    restarts = metric(own_server, "pt_engine_restarts_total")
+    load = Load(own_server)
+    victim = ranks_of(own_server)[1]
+    os.kill(victim, number)
+    results = load.results(ENDED_WITHIN_S)
+    assert all(message in result for result in results if result != "length"), results
+    assert sum(message in result for result in results) >= NUM_CLIENTS // 2, results
+    wait_until(lambda: not own_server.is_ready(), ENDED_WITHIN_S, "readiness is false meanwhile")
+    other = post(f"{own_server.http_url}/v2/models/preprocessing/generate", {"QUERY": "It is", "REQUEST_OUTPUT_LEN": 1})
+    assert other[0] == 200, "other models are untouched"
+    wait_until(own_server.is_ready, BACK_WITHIN_S, "readiness is back")
+    with Client(own_server.grpc_url) as client:
+        assert client.generate("It is", SamplingParams(max_tokens=3)).finish_reason == "length"
+    assert metric(own_server, "pt_engine_restarts_total") == restarts + 1
+    wait_until_gone([victim])
+
+
+def test_requests_during_a_restart_are_refused_at_once(own_server: TritonServer) -> None:
+    os.kill(ranks_of(own_server)[0], signal.SIGKILL)
+    refused = ""
+    with Client(own_server.grpc_url) as client:
+        for _ in range(200):
+            try:
+                client.generate("It is", SamplingParams(max_tokens=1))
+            except ServingError as error:
+                refused = str(error)
+                if "the engine is being restarted" in refused:
+                    break
+    assert "the engine is being restarted" in refused
+    wait_until(lambda: not own_server.is_ready(), ENDED_WITHIN_S, "readiness is false meanwhile")
+    wait_until(own_server.is_ready, BACK_WITHIN_S, "readiness is back")
+
+
+def test_a_full_queue_refuses_and_goes_on(own_server: TritonServer) -> None:
+    """32 run and 64 wait at most."""
+    with ThreadPoolExecutor(100) as pool:
+        body = {"text_input": "It is", "max_tokens": 50, "ignore_eos": True}
+        url = f"{own_server.http_url}/v2/models/ensemble/generate"
+        answers = list(pool.map(lambda _: post(url, body), range(100)))
+    refused = [text for status, text in answers if status != 200]
+    assert all("Exceeds maximum queue size" in text for text in refused), refused
+    with Client(own_server.grpc_url) as client:
+        count = SamplingParams(max_tokens=1)
+        assert client.generate("It is", count).finish_reason == "length"
+        with pytest.raises(ServingError, match="Exceeds maximum queue size"):
+            client.generate("It is", SamplingParams(max_tokens=1, n=97, temperature=1.0))
+        assert client.generate("It is", count).finish_reason == "length"
+
+
+def test_a_server_told_to_end_lets_streams_end_and_leaves_nothing(repository: Path) -> None:
+    port_file = repository.parent / "serve.out"
+    with port_file.open("w") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pt_trtllm.cli.main", "serve", "--model_repository", str(repository),
+             "--grpc-port", "0", "--http-port", "0", "--metrics-port", "0", "--exit-timeout-s", "60"],
+            stdout=out, stderr=out,
+        )  # fmt: skip
+    try:
+        wait_until(lambda: "ready: gRPC" in port_file.read_text(), 120, "the server is ready")
+        url = port_file.read_text().partition("ready: gRPC ")[2].partition(",")[0]
+        started = descendants(process.pid)
+        assert len(started) >= 8, "tritonserver, four models, mpirun and two ranks"
+        with Client(url) as client:
+            stream = client.stream("It is", LONG)
+            first = next(stream)
+            process.send_signal(signal.SIGTERM)
+            rest = list(stream)
+        assert len(first.token_ids) + sum(len(chunk.token_ids) for chunk in rest) == 240
+        assert rest[-1].finish_reason == "length"
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+    wait_until_gone(started)
+
+
+def test_a_server_that_is_killed_leaves_nothing(repository: Path) -> None:
+    server = start_server(repository)
+    try:
+        load = Load(server)
+        started = descendants(server.pid) | {server.pid}
+        os.kill(server.pid, signal.SIGKILL)
+        assert all(result for result in load.results(60))
+    finally:
+        server.close()
+    wait_until_gone(started)
+
+
+def test_a_server_that_cannot_start_says_why(repository: Path, tmp_path: Path) -> None:
+    import shutil
+
+    ports = ("--grpc-port", 0, "--http-port", 0, "--metrics-port", 0)
+    shutil.copytree(repository, tmp_path / "repository")
+    shutil.copytree(repository.parent / "engine", tmp_path / "engine")
+    config = tmp_path / "repository/tensorrt_llm/config.pbtxt"
+    config.write_text(config.read_text().replace(str(repository.parent / "engine"), str(tmp_path / "engine")))
+    damaged = bytearray((tmp_path / "engine/rank1.engine").read_bytes())
+    damaged[0:8] = b"\xff" * 8
+    (tmp_path / "engine/rank1.engine").write_bytes(damaged)
+    line = refusal("serve", "--model-repository", tmp_path / "repository", *ports, code=1)
+    assert "rank1.engine" in line
+    assert "failed to load 'tensorrt_llm'" in line or "tritonserver ended with" in line
+    line = refusal("serve", "--model-repository", tmp_path, *ports, code=1)
+    assert "has no model" in line
+    line = refusal("serve", "--model-repository", repository, "--tritonserver", repository / "manifest.json", code=1)
+    assert "is not an executable file" in line
+    assert json.loads((repository / "manifest.json").read_text())["kind"] == "model repository"
