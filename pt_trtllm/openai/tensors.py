@@ -87,13 +87,28 @@ def to_inputs(values: Mapping[str, Any], declared: Mapping[str, str], model: str
             raise ApiError(
                 f"{option} is not supported: the server's model {model!r} has no input {name!r}", param=option
             )
-        kind = triton_to_np_dtype(declared[name])
-        plain = np.asarray([item.encode() for item in value] if kind is np.object_ else value, dtype=kind)
+        plain = _array(name, value, declared[name])
         array = plain.reshape(1, *(plain.shape or (1,)))
         tensor = InferInput(name, list(array.shape), declared[name])
         tensor.set_data_from_numpy(array)
         inputs.append(tensor)
     return inputs
+
+
+def _array(name: str, value: Any, kind: str) -> np.ndarray[Any, Any]:
+    """Raises for a number that the type does not hold; numpy would wrap it around."""
+    if kind == "BYTES":
+        return np.asarray([text.encode() for text in ([value] if isinstance(value, str) else value)], dtype=np.object_)
+    if kind != "INT32":
+        return np.asarray(value, dtype=triton_to_np_dtype(kind))
+    try:
+        wide = np.asarray(value, dtype=np.int64)
+    except OverflowError:
+        wide = np.asarray(np.iinfo(np.int64).max)
+    if wide.size and not np.iinfo(np.int32).min <= wide.min() <= wide.max() <= np.iinfo(np.int32).max:
+        option = name.removeprefix("runtime_")
+        raise ApiError(f"{option} has a number beyond what the server's INT32 holds", param=option)
+    return wide.astype(np.int32)
 
 
 def to_piece(result: InferResult) -> Piece:

@@ -6,10 +6,12 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pt_trtllm.openai.errors import ApiError
-from pt_trtllm.openai.requests import parse_chat, parse_completion
-from pt_trtllm.openai.tensors import bias_values, sampling_values, word_list
+from pt_trtllm.openai.requests import CHAT, COMPLETION, parse_chat, parse_completion
+from pt_trtllm.openai.tensors import bias_values, sampling_values, to_inputs, word_list
 from pt_trtllm.runtime.params import SamplingParams
 
 pytestmark = pytest.mark.unit
@@ -144,6 +146,27 @@ def test_a_body_must_be_an_object(body: Any) -> None:
         parse_completion(body)
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=True) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(data=st.data(), parse=st.sampled_from([(parse_completion, COMPLETION), (parse_chat, CHAT)]))
+def test_whatever_is_sent_is_taken_or_refused(data: st.DataObject, parse: Any) -> None:
+    function, kinds = parse
+    body = data.draw(st.dictionaries(st.sampled_from(sorted(kinds)), JSON, max_size=4))
+    valid = {"prompt": "a"} if kinds is COMPLETION else {"messages": MESSAGES}
+    told: Any
+    try:
+        told = sampling_values(function({**valid, **body}).params)
+    except ApiError as error:
+        told = error.body()
+    json.dumps(told)
+
+
 def test_refusals_stay_short_and_can_be_sent() -> None:
     with pytest.raises(ApiError) as caught:
         parse_completion({"prompt": "a", "temperature": "x" * 10_000_000})
@@ -162,6 +185,28 @@ def test_sampling_becomes_tensors_and_defaults_are_left_out() -> None:
 def test_without_a_seed_every_request_draws_its_own() -> None:
     seeds = {sampling_values(SamplingParams(temperature=1.0))["seed"] for _ in range(20)}
     assert len(seeds) == 20
+
+
+@pytest.mark.parametrize(("name", "value"), [("runtime_top_k", 1 << 40), ("stop_words_list", [[1 << 70], [1]])])
+def test_a_number_that_no_tensor_holds_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(ApiError, match="beyond what the server's INT32 holds"):
+        to_inputs({name: value}, {name: "INT32"}, "core")
+
+
+def test_values_become_tensors_with_a_batch_dimension() -> None:
+    declared = {
+        "seed": "UINT64", "input_ids": "INT32", "streaming": "BOOL", "stop_words": "BYTES", "top_p": "FP32", "guide": "BYTES"
+    }  # fmt: skip
+    values = {
+        "seed": (1 << 64) - 1, "input_ids": (1, 2), "streaming": True, "stop_words": ("ü", "b"), "top_p": 0.5, "guide": "ab"
+    }  # fmt: skip
+    shapes = {tensor.name(): (tensor.datatype(), tensor.shape()) for tensor in to_inputs(values, declared, "core")}
+    assert shapes == {
+        "seed": ("UINT64", [1, 1]), "input_ids": ("INT32", [1, 2]), "streaming": ("BOOL", [1, 1]),
+        "stop_words": ("BYTES", [1, 2]), "top_p": ("FP32", [1, 1]), "guide": ("BYTES", [1, 1]),
+    }  # fmt: skip
+    with pytest.raises(ApiError, match="min_p is not supported: the server's model 'core' has no input 'min_p'"):
+        to_inputs({"min_p": 0.1}, declared, "core")
 
 
 def test_word_lists_have_all_ids_and_then_the_ends() -> None:
