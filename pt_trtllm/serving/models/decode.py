@@ -37,6 +37,7 @@ def decode_requests(triton_request: Any, config: EngineConfig, tokenizer: Tokeni
         request = Request(
             prompt_ids=tuple(tokens[:length]),
             params=sampling_params(_given(triton_request, row, tokenizer, vocab_size), eos_ids, vocab_size),
+            priority=scalar(triton_request, "priority", row) or 0,
         ).with_token_bans(tokenizer, label)
         request.check(config, label)
         requests.append(request)
