@@ -1,0 +1,116 @@
+#!/usr/bin/env python3
+"""What serving costs: streams from a Triton server against streams from `LLM` on the same engine.
+
+Usage: scripts/bench_serving.py ENGINE_DIR [--streams 1,8] [--max-tokens N] [--prompt-len N] [--repeats N] [--json FILE]
+
+Both sides ask with the same token ids, ignore end tokens, and take turns, so that a busy machine disturbs both alike.
+TTFT is from asking to the first token, TPOT the mean time between an answer's tokens from there; medians over answers.
+Every number comes from a client's side: one thread per stream for the server, one coroutine per stream for `LLM`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from pt_trtllm import LLM, SamplingParams
+from pt_trtllm.serving.client import Client
+from pt_trtllm.serving.repository import DeployOptions, deploy
+from pt_trtllm.serving.server import ServerOptions, TritonServer
+
+Times = list[float]
+"""When each token arrived, in seconds after asking."""
+
+
+def served(url: str, model: str, prompts: list[list[int]], texts: list[str], params: SamplingParams) -> list[Times]:
+    def ask(index: int) -> Times:
+        with Client(url, model=model) as client:
+            start, times = time.perf_counter(), []
+            for chunk in client.stream(prompts[index] if model == "tensorrt_llm" else texts[index], params):
+                times += [time.perf_counter() - start] * len(chunk.token_ids)
+        return times
+
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        return list(pool.map(ask, range(len(prompts))))
+
+
+def in_process(llm: LLM, prompts: list[list[int]], params: SamplingParams) -> list[Times]:
+    async def ask(prompt: list[int]) -> Times:
+        start = time.perf_counter()
+        return [time.perf_counter() - start async for _ in llm.generate_async(prompt, params)]
+
+    async def everyone() -> list[Times]:
+        return await asyncio.gather(*map(ask, prompts))
+
+    return asyncio.run(everyone())
+
+
+def summary(answers: list[Times]) -> dict[str, float]:
+    return {
+        "ttft_ms": statistics.median(times[0] for times in answers) * 1e3,
+        "tpot_ms": statistics.median((times[-1] - times[0]) / (len(times) - 1) for times in answers) * 1e3,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("engine_dir", type=Path)
+    parser.add_argument("--streams", default="1,8")
+    parser.add_argument("--prompt-len", type=int, default=64)
+    parser.add_argument("--max-tokens", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    params = SamplingParams(max_tokens=given.max_tokens, ignore_eos=True)
+    with tempfile.TemporaryDirectory() as work:
+        deploy(given.engine_dir, None, Path(work) / "repository", DeployOptions(enable_block_reuse=False))
+        options = ServerOptions(grpc_port=0, http_port=0, metrics_port=0)
+        with TritonServer(Path(work) / "repository", options) as server, LLM(given.engine_dir) as llm:
+            rows = [measure(server, llm, int(count), params, given) for count in given.streams.split(",")]
+    print(f"{'streams':>7} {'path':<18} {'TTFT ms':>9} {'TPOT ms':>9} {'TTFT added':>11} {'TPOT added':>11}")
+    for row in rows:
+        base = row["paths"]["in process"]
+        for name, value in row["paths"].items():
+            added = f"{value['ttft_ms'] - base['ttft_ms']:>8.2f} ms {value['tpot_ms'] / base['tpot_ms'] - 1:>10.1%}"
+            print(f"{row['streams']:>7} {name:<18} {value['ttft_ms']:>9.2f} {value['tpot_ms']:>9.3f} {added}")
+    if given.json:
+        given.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+def measure(server: TritonServer, llm: LLM, streams: int, params: SamplingParams, given: argparse.Namespace) -> dict:
+    """One row per number of streams; prompts differ from each other and between repeats, so nothing is reused."""
+    paths: dict[str, Callable[[list[list[int]], list[str]], list[Times]]] = {
+        "in process": lambda prompts, _: in_process(llm, prompts, params),
+        **{
+            f"Triton {model}": lambda prompts, texts, model=model: served(
+                server.grpc_url, model, prompts, texts, params
+            )
+            for model in ("tensorrt_llm", "ensemble")
+        },
+    }
+    answers: dict[str, list[Times]] = {name: [] for name in paths}
+    assert llm.tokenizer is not None
+    for repeat in range(given.repeats + 1):
+        for offset, (name, ask) in enumerate(paths.items()):
+            texts = [words(1000 * repeat + 100 * offset + index, given.prompt_len) for index in range(streams)]
+            prompts = [llm.tokenizer.encode(text) for text in texts]
+            times = ask(prompts, texts)
+            answers[name] += times if repeat else []  # the first round warms up
+    return {"streams": streams, "paths": {name: summary(times) for name, times in answers.items()}}
+
+
+def words(number: int, length: int) -> str:
+    """A text of about this many tokens, of its own."""
+    names = ("house", "letter", "sister", "morning", "friend", "garden", "evening", "walk")
+    return " ".join(["the", *(names[(number // 8**i + i) % 8] for i in range(length - 2))])
+
+
+if __name__ == "__main__":
+    main()
