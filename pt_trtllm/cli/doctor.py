@@ -9,15 +9,14 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import click
 import torch
 
 from pt_trtllm import __version__
 from pt_trtllm.errors import PtError
+from pt_trtllm.serving.tritonserver import embedded_tritonserver, system_tritonserver
 
 
 @dataclass(frozen=True)
@@ -111,11 +110,7 @@ def _version(package: str) -> str:
 
 
 def _tritonserver() -> Finding:
-    embedded = next(
-        (path for folder in sys.path if (path := Path(folder) / "pytriton/tritonserver/bin/tritonserver").is_file()),
-        None,
-    )
-    found = shutil.which("tritonserver") or shutil.which("tritonserver", path="/opt/tritonserver/bin") or embedded
+    found = system_tritonserver() or embedded_tritonserver()
     return Finding("tritonserver", str(found or ""), "serving", "pip install '.[serve]', or use Triton's container")
 
 

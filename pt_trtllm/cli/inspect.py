@@ -17,6 +17,7 @@ from pt_trtllm.config import ModelConfig
 from pt_trtllm.engine.bundle import open_bundle
 from pt_trtllm.errors import CheckpointError
 from pt_trtllm.mapping import Mapping, SyncPoint, sync_counts, sync_plan
+from pt_trtllm.serving.repository import KIND as REPOSITORY
 
 
 @click.command("inspect")
@@ -25,15 +26,28 @@ from pt_trtllm.mapping import Mapping, SyncPoint, sync_counts, sync_plan
 @click.option("--verify", is_flag=True, help="Read every file and compare its digest with the manifest.")
 @click.option("--tensors", is_flag=True, help="List the tensors of every rank.")
 def command(path: Path, as_json: bool, verify: bool, tensors: bool) -> None:
-    """Show what a source checkpoint, a converted checkpoint or an engine holds, its mapping and sync plan."""
+    """Show what a checkpoint, an engine or a model repository holds, its mapping and sync plan."""
     folder = path if path.is_dir() else path.parent
-    info = _converted(folder, verify) if (folder / MANIFEST).is_file() else _source(folder)
+    info = _written_here(folder, verify) if (folder / MANIFEST).is_file() else _source(folder)
     if tensors:
         info["tensors"] = {file.name: _tensors(file) for file in sorted(_tensor_files(folder, info))}
     if as_json:
         click.echo(json.dumps(info, indent=2))
     else:
         _print(info)
+
+
+def _written_here(folder: Path, verify: bool) -> dict[str, Any]:
+    manifest = read_json(folder / MANIFEST, "a manifest")
+    if manifest.get("kind") != REPOSITORY:
+        return _converted(folder, verify)
+    return {
+        "path": str(folder),
+        "kind": REPOSITORY,
+        "models": sorted(path.parent.name for path in folder.glob("*/config.pbtxt")),
+        "tokenizer_dir": manifest["tokenizer_dir"],
+        "engine": _converted(Path(manifest["engine_dir"]), verify),
+    }
 
 
 def _converted(folder: Path, verify: bool) -> dict[str, Any]:

@@ -134,6 +134,13 @@ def test_deploy_refuses_what_it_would_destroy_or_cannot_use(engine_dir: Path, tm
     deploy(engine_dir, None, tmp_path / "r", DeployOptions(force=True))
 
 
+def test_inspect_shows_a_repository_and_its_engine(engine_dir: Path, tmp_path: Path) -> None:
+    deploy(engine_dir, None, tmp_path / "r", DeployOptions())
+    shown = json.loads(invoke("inspect", tmp_path / "r", "--json").output)
+    assert (shown["kind"], shown["models"]) == ("model repository", sorted(MODELS))
+    assert shown["engine"]["backend"] == "cpu"
+
+
 def test_the_templates_are_thin() -> None:
     for path in template_folder().glob("*/1/model.py"):
         assert len(path.read_text().splitlines()) < 10, path
