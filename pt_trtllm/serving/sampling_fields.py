@@ -17,11 +17,13 @@ UNSUPPORTED = {
     "lora_task_id": "LoRA adapters",
     "prompt_embedding_table": "prompt tables",
     "context_phase_params": "disaggregated serving",
-    "guided_decoding_guide": "guided decoding",
     "runtime_top_p_min": "a decaying top_p",
     "runtime_top_p_decay": "a decaying top_p",
 }
 """Inputs of the core that ask for what this engine cannot do, and what that is."""
+GUIDE_TYPES = {"json_schema": "guided_json", "regex": "guided_regex", "ebnf_grammar": "guided_grammar"}
+"""TensorRT-LLM's kinds of guides that come with a text, as our options."""
+ANY_JSON = '{"type": "object"}'
 NEVER_CHANGES_THE_ANSWER = ("early_stopping", "beam_search_diversity_rate", "len_penalty")
 """Inputs that only mean something with beams."""
 
@@ -36,6 +38,8 @@ class Given:
     stop_ids: tuple[int, ...] = ()
     bad_ids: tuple[tuple[int, ...], ...] = ()
     bias: tuple[float, ...] = ()
+    guide: tuple[str, str] | None = None
+    """guided_decoding_guide_type and guided_decoding_guide"""
 
 
 def sampling_params(given: Given, eos_ids: tuple[int, ...], vocab_size: int) -> SamplingParams:
@@ -68,7 +72,21 @@ def sampling_params(given: Given, eos_ids: tuple[int, ...], vocab_size: int) -> 
     for name, value in options.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{name} is {value}, expected a finite number")
-    return SamplingParams(**options, stop_token_ids=stop_token_ids + given.stop_ids)
+    return SamplingParams(**options, **_guided(given.guide), stop_token_ids=stop_token_ids + given.stop_ids)
+
+
+def _guided(guide: tuple[str, str] | None) -> dict[str, str]:
+    """TensorRT-LLM's four kinds of guides as our options."""
+    if guide is None:
+        return {}
+    kind, text = guide
+    if kind == "json":
+        return {"guided_json": ANY_JSON}
+    if kind not in GUIDE_TYPES:
+        raise ConfigError(f"guided_decoding_guide_type is {kind!r}, expected one of {['json', *GUIDE_TYPES]}")
+    if not text:
+        raise ConfigError(f"guided_decoding_guide is empty, expected the {kind}")
+    return {GUIDE_TYPES[kind]: text}
 
 
 def _end(end_id: int | None, eos_ids: tuple[int, ...], vocab_size: int) -> tuple[bool, tuple[int, ...]]:

@@ -47,8 +47,8 @@ ENSEMBLE_INPUTS = (
     Tensor("prompt_embedding_table", "FP16", (-1, -1)),
     *_row("INT32", "prompt_vocab_size"),
     *_row("STRING", "decoder_text_input"),
-    *_row("INT32", "num_logprobs priority"),
-    *_row("FP32", "min_p timeout_s"),
+    *_row("INT32", "num_logprobs"),
+    *_row("FP32", "min_p timeout_s priority"),
     *_row("BOOL", "ignore_eos include_stop_str_in_output"),
 )
 """The last three rows are our own. `min_length` and `random_seed` are former names that older clients send."""
@@ -101,8 +101,8 @@ CORE_INPUTS = (
 )
 CORE_PRIVATE_INPUTS = (
     *_row("STRING", "stop_words bad_words", (-1,)),
-    *_row("INT32", "num_logprobs priority"),
-    *_row("FP32", "min_p timeout_s"),
+    *_row("INT32", "num_logprobs"),
+    *_row("FP32", "min_p timeout_s priority"),
     *_row("BOOL", "ignore_eos include_stop_str_in_output"),
     *_row("INT32", "min_length"),
     *_row("UINT64", "random_seed"),

@@ -198,6 +198,18 @@ def test_log_probabilities_in_both_forms(api: openai.OpenAI) -> None:
         assert entry.top_logprobs[0].logprob >= entry.top_logprobs[1].logprob
 
 
+def test_guided_answers_keep_to_their_guides(api: openai.OpenAI) -> None:
+    ask: Any = {"model": MODEL, "prompt": "Mr. ", "max_tokens": 60}
+    matching = api.completions.create(**ask, extra_body={"guided_regex": "[A-Z][a-z]{2,6}, (17|18)[0-9]{2}"})
+    assert re.fullmatch("[A-Z][a-z]{2,6}, (17|18)[0-9]{2}", matching.choices[0].text)
+    schema = {"type": "object", "properties": {"kind": {"enum": ["man", "woman"]}}, "required": ["kind"]}
+    wanted: Any = {"type": "json_schema", "json_schema": {"name": "one", "schema": {**schema, "additionalProperties": False}}}
+    chat = api.chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": "Who?"}], max_tokens=60, response_format=wanted
+    )
+    assert json.loads(str(chat.choices[0].message.content))["kind"] in ("man", "woman")
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -208,7 +220,7 @@ def test_log_probabilities_in_both_forms(api: openai.OpenAI) -> None:
         ({"prompt": ""}, None),
         ({"logit_bias": {"99999": 1}}, "outside the vocabulary"),
         ({"echo": True, "logprobs": 1}, "echo with logprobs is not supported"),
-        ({"extra_body": {"guided_regex": "[a-z]+"}}, "guided"),
+        ({"extra_body": {"guided_regex": "["}}, "guided_regex is not valid"),
         ({"extra_body": {"beams": 4}}, "Unrecognized request argument supplied: beams"),
     ],
 )

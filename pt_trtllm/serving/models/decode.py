@@ -13,6 +13,7 @@ from pt_trtllm.serving.sampling_fields import UNSUPPORTED, Given, sampling_param
 from pt_trtllm.serving.tensors import CORE_INPUTS, CORE_PRIVATE_INPUTS
 from pt_trtllm.serving.word_lists import unpack_words
 
+DEFAULT_PRIORITY = Request.priority
 NUMBERS = tuple(
     tensor.name
     for tensor in (*CORE_INPUTS, *CORE_PRIVATE_INPUTS)
@@ -33,11 +34,12 @@ def decode_requests(triton_request: Any, config: EngineConfig, tokenizer: Tokeni
         length = scalar(triton_request, "input_lengths", row)
         if not 0 <= length <= len(tokens):
             raise ConfigError(f"input_lengths is {length}, expected 0 to {len(tokens)}, the width of input_ids")
+        priority = scalar(triton_request, "priority", row)
         label = f"prompt {row}" if len(ids) > 1 else "request"
         request = Request(
             prompt_ids=tuple(tokens[:length]),
             params=sampling_params(_given(triton_request, row, tokenizer, vocab_size), eos_ids, vocab_size),
-            priority=scalar(triton_request, "priority", row) or 0,
+            priority=DEFAULT_PRIORITY if priority is None else priority,
         ).with_token_bans(tokenizer, label)
         request.check(config, label)
         requests.append(request)
@@ -58,8 +60,16 @@ def _given(triton_request: Any, row: int, tokenizer: Tokenizer, vocab_size: int)
         stop_ids=tuple(word[0] for word in words if len(word) == 1),
         bad_words=texts(triton_request, "bad_words", row),
         bad_ids=_words(triton_request, "bad_words_list", row),
+        guide=_guide(triton_request, row),
         bias=() if bias is None or not bias.size else tuple(bias.reshape(len(bias), -1)[row].tolist()),
     )
+
+
+def _guide(triton_request: Any, row: int) -> tuple[str, str] | None:
+    kinds, guides = (texts(triton_request, f"guided_decoding_guide{suffix}", row) for suffix in ("_type", ""))
+    if not kinds and not guides:
+        return None
+    return kinds[0] if kinds else "", guides[0] if guides else ""
 
 
 def _words(triton_request: Any, name: str, row: int) -> tuple[tuple[int, ...], ...]:
