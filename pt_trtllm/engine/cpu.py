@@ -148,6 +148,9 @@ class CpuEngine:
             return None
         return unpack(gathered, batch, head_rows=self.weights.head_rows, vocab_size=self.weights.vocab_size)
 
+    def close(self) -> None:
+        return
+
 
 def open_engine(
     folder: Path, config: EngineConfig, comm: Communicator, num_blocks: int, kv_cache_dtype: str = KV_CACHE_DTYPES[0]

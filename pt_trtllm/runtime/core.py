@@ -40,6 +40,10 @@ class Engine(Protocol):
         """The logits on rank 0, nothing elsewhere."""
         ...
 
+    def close(self) -> None:
+        """Called by every rank when the last step is done."""
+        ...
+
 
 @dataclass
 class EngineStats:

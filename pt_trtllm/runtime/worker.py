@@ -73,6 +73,8 @@ def serve(
             follow([engine, *others], trace)
         if options.trace_file:
             _write_trace(comm, trace, Path(options.trace_file))
+        for opened in (engine, *others):
+            opened.close()
         comm.barrier()  # nobody tears down what another still reads
     except BaseException as error:
         comm.abort(f"rank {comm.rank} failed: {type(error).__name__}: {error}")
