@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import queue
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,10 @@ import tritonclient.grpc as triton
 
 from pt_trtllm.errors import ServingError
 from pt_trtllm.runtime.params import SamplingParams
+from pt_trtllm.serving.control import IS_RESTARTED, QUEUE_IS_FULL
 
+FIRST_RETRY_S, LONGEST_RETRY_S = 0.1, 2.0
+NOT_TAKEN = (QUEUE_IS_FULL, IS_RESTARTED)
 TENSOR_TYPES = {bool: ("BOOL", np.bool_), int: ("INT32", np.int32), float: ("FP32", np.float32)}
 
 
@@ -39,10 +43,15 @@ class Completion:
     finish_reason: str
 
 
+class _NotTakenError(ServingError):
+    """The server refused a request before anything was done for it."""
+
+
 class Client:
     """Asks a server at HOST:PORT. Close it, or use it in a `with` block. Threads may share it.
 
-    A request is sent again only where it certainly was not taken: nothing was answered, and the server said so.
+    With `retry_for_s`, a request is sent again for so long, and only where it certainly was not taken: the queue was
+    full, or the engine was being restarted.
     """
 
     def __init__(
@@ -53,9 +62,11 @@ class Client:
         ssl: bool = False,
         root_certificates: str | None = None,
         connect_timeout_s: float = 10.0,
+        retry_for_s: float = 0.0,
     ) -> None:
         """Raises ServingError when no server answers there."""
         self.url, self.model = url, model
+        self._retry_for_s = retry_for_s
         self._options = {"ssl": ssl, "root_certificates": root_certificates}
         self._client = self._connect()
         try:
@@ -96,6 +107,20 @@ class Client:
     def _stream(
         self, prompt: str | Sequence[int], params: SamplingParams | None, *, stream: bool, timeout_s: float | None
     ) -> Iterator[Chunk]:
+        give_up, wait_s = time.monotonic() + self._retry_for_s, FIRST_RETRY_S
+        while True:
+            try:
+                yield from self._attempt(prompt, params, stream=stream, timeout_s=timeout_s)
+                return
+            except _NotTakenError:
+                if time.monotonic() + wait_s > give_up:
+                    raise
+            time.sleep(wait_s)
+            wait_s = min(2 * wait_s, LONGEST_RETRY_S)
+
+    def _attempt(
+        self, prompt: str | Sequence[int], params: SamplingParams | None, *, stream: bool, timeout_s: float | None
+    ) -> Iterator[Chunk]:
         events: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
         client = self._connect()  # cancelling ends a whole gRPC stream: each request has its own
         ended = False
@@ -107,7 +132,8 @@ class Client:
                 result, error = events.get()
                 if error is not None:
                     ended = True
-                    raise ServingError(f"{self.url}: {error.message()}")
+                    kind = _NotTakenError if any(text in error.message() for text in NOT_TAKEN) else ServingError
+                    raise kind(f"{self.url}: {error.message()}")
                 response = result.get_response()
                 ended = response.parameters["triton_final_response"].bool_param
                 if len(response.outputs):

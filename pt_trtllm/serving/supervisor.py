@@ -15,6 +15,7 @@ from pt_trtllm.runtime.launch import stopped_ranks
 from pt_trtllm.runtime.options import RuntimeOptions
 from pt_trtllm.runtime.request import Request
 from pt_trtllm.runtime.world import Events, World
+from pt_trtllm.serving.control import IS_RESTARTED, QUEUE_IS_FULL
 
 FIRST_BACK_OFF_S, LONGEST_BACK_OFF_S = 0.5, 30.0
 WATCH_PERIOD_S = 0.25
@@ -67,9 +68,9 @@ class EngineSupervisor:
         with self._lock:
             world = self._world
             if world is None:
-                raise Unavailable(f"the engine is being restarted: {self._reason}")
+                raise Unavailable(f"{IS_RESTARTED}: {self._reason}")
             if self._num_in_flight + len(requests) > self._limit:
-                raise QueueFull(f"Exceeds maximum queue size: {self._num_in_flight} requests are in flight, the batch "
+                raise QueueFull(f"{QUEUE_IS_FULL}: {self._num_in_flight} requests are in flight, the batch "
                                 f"and the queue hold {self._limit}; ask again later")  # fmt: skip
             if not self._num_in_flight:
                 self._last_event = time.monotonic()
@@ -78,7 +79,7 @@ class EngineSupervisor:
             return world.submit([(request, _Watched(events, self)) for request, events in requests])
         except PtError as error:
             self._ended(len(requests))
-            raise Unavailable(f"the engine is being restarted: {error}") from None
+            raise Unavailable(f"{IS_RESTARTED}: {error}") from None
 
     def cancel(self, request_id: int) -> None:
         """Without effect when the request, or its engine, has ended."""

@@ -105,7 +105,8 @@ def test_requests_during_a_restart_are_refused_at_once(own_server: TritonServer)
                 if "the engine is being restarted" in refused:
                     break
     assert "the engine is being restarted" in refused
-    wait_until(lambda: not own_server.is_ready(), ENDED_WITHIN_S, "readiness is false meanwhile")
+    with Client(own_server.grpc_url, retry_for_s=BACK_WITHIN_S) as patient:
+        assert patient.generate("It is", SamplingParams(max_tokens=3)).finish_reason == "length"
     wait_until(own_server.is_ready, BACK_WITHIN_S, "readiness is back")
 
 

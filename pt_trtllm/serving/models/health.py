@@ -17,7 +17,7 @@ from typing import Any
 
 from pt_trtllm import env
 from pt_trtllm.errors import ServingError
-from pt_trtllm.serving.control import CONTROL_HEADER
+from pt_trtllm.serving.control import CONTROL_HEADER, IS_RESTARTED
 
 MODEL = "tensorrt_llm_bls"
 PARAMETER = "engine_failure"
@@ -26,7 +26,7 @@ TIMEOUT_S = 30.0
 
 def refuse_if_engine_is_down(parameters: Mapping[str, str]) -> None:
     if PARAMETER in parameters:
-        raise ServingError(f"the engine is being restarted: {parameters[PARAMETER]}")
+        raise ServingError(f"{IS_RESTARTED}: {parameters[PARAMETER]}")
 
 
 class HealthSignal:
