@@ -5,7 +5,8 @@ and tensors, so that networks and engines need not know which of the two they me
 every launch; replayed CUDA graphs do not.
 """
 
-# mypy: disable-error-code="misc"  (classes whose bases are known at run time only)
+# Classes whose bases are known at run time only:
+# mypy: disable-error-code="misc"
 from __future__ import annotations
 
 import ctypes

@@ -68,8 +68,8 @@ class RuntimeOptions:
         """Raises when an engine cannot be run like this."""
         if self.fusion_codec != "none" and config.backend != "cpu":
             raise ConfigError(
-                f"fusion_codec is {self.fusion_codec!r}; engines of backend {config.backend!r} fuse tracks as they were "
-                "built to: leave it out"
+                f"fusion_codec is {self.fusion_codec!r}; engines of backend {config.backend!r} fuse tracks as they "
+                "were built to: leave it out"
             )
         if self.fusion_delta and config.checkpoint.model.combine_op != "mean":
             raise ConfigError(

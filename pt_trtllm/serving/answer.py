@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pt_trtllm.runtime.detokenize import AnswerText
-from pt_trtllm.runtime.logprobs import Row
+from pt_trtllm.runtime.logprobs import LogprobRow
 from pt_trtllm.runtime.request import Request
 from pt_trtllm.runtime.tokenizer import Tokenizer
 
@@ -21,7 +21,7 @@ class Piece:
 
     token_ids: list[int]
     text: str
-    logprobs: list[Row] = field(default_factory=list)
+    logprobs: list[LogprobRow] = field(default_factory=list)
     finish_reason: str | None = None
     error: Exception | None = None
     """Why the engine could not go on; finish_reason is then "error"."""
@@ -67,7 +67,7 @@ class Answer:
         if not events or self.finished:
             return None
         tokens: list[int] = []
-        logprobs: list[Row] = []
+        logprobs: list[LogprobRow] = []
         reason: str | None = None
         error: Exception | None = None
         for event in events:

@@ -75,7 +75,7 @@ def sampling_params(given: Given, eos_ids: tuple[int, ...], vocab_size: int) -> 
     return SamplingParams(**options, **_guided(given.guide), stop_token_ids=stop_token_ids + given.stop_ids)
 
 
-def _guided(guide: tuple[str, str] | None) -> dict[str, str]:
+def _guided(guide: tuple[str, str] | None) -> dict[str, Any]:
     """TensorRT-LLM's four kinds of guides as our options."""
     if guide is None:
         return {}

@@ -203,7 +203,10 @@ def test_guided_answers_keep_to_their_guides(api: openai.OpenAI) -> None:
     matching = api.completions.create(**ask, extra_body={"guided_regex": "[A-Z][a-z]{2,6}, (17|18)[0-9]{2}"})
     assert re.fullmatch("[A-Z][a-z]{2,6}, (17|18)[0-9]{2}", matching.choices[0].text)
     schema = {"type": "object", "properties": {"kind": {"enum": ["man", "woman"]}}, "required": ["kind"]}
-    wanted: Any = {"type": "json_schema", "json_schema": {"name": "one", "schema": {**schema, "additionalProperties": False}}}
+    wanted: Any = {
+        "type": "json_schema",
+        "json_schema": {"name": "one", "schema": {**schema, "additionalProperties": False}},
+    }
     chat = api.chat.completions.create(
         model=MODEL, messages=[{"role": "user", "content": "Who?"}], max_tokens=60, response_format=wanted
     )

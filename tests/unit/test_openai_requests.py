@@ -195,10 +195,12 @@ def test_a_number_that_no_tensor_holds_is_refused(name: str, value: Any) -> None
 
 def test_values_become_tensors_with_a_batch_dimension() -> None:
     declared = {
-        "seed": "UINT64", "input_ids": "INT32", "streaming": "BOOL", "stop_words": "BYTES", "top_p": "FP32", "guide": "BYTES"
+        "seed": "UINT64", "input_ids": "INT32", "streaming": "BOOL", "stop_words": "BYTES", "top_p": "FP32",
+        "guide": "BYTES",
     }  # fmt: skip
     values = {
-        "seed": (1 << 64) - 1, "input_ids": (1, 2), "streaming": True, "stop_words": ("ü", "b"), "top_p": 0.5, "guide": "ab"
+        "seed": (1 << 64) - 1, "input_ids": (1, 2), "streaming": True, "stop_words": ("ü", "b"), "top_p": 0.5,
+        "guide": "ab",
     }  # fmt: skip
     shapes = {tensor.name(): (tensor.datatype(), tensor.shape()) for tensor in to_inputs(values, declared, "core")}
     assert shapes == {
