@@ -56,7 +56,7 @@ def test_parallel_tracks_meet_every_d_layers_and_tensor_parallelism_twice_in_eac
             steps = engine["decode_steps"][batch]
             assert set(steps) == names(StepTimes)
             assert steps["num_steps"] > 0
-            assert steps["kernel_calls"] >= LAYERS
+            assert steps["kernel_calls"] > fusions + reduces  # one program between two collectives
             shares = [steps[name] for name in ("kernel_share", "collective_share", "other_share")]
             assert sum(shares) == pytest.approx(1)
             assert min(shares) > 0

@@ -168,7 +168,8 @@ def test_the_command_line_has_the_options_and_adds_keys_only_when_asked(engine: 
         "--tokenizer-dir", EXAMPLE, "--stop", " ", "--max-new-tokens", "20",
     )  # fmt: skip
     first, second, third = json.loads((tmp_path / "out.json").read_text())["outputs"]
-    assert set(first) == {"input_ids", "output_ids", "text", "finish_reason"}
+    assert set(first) == {"input_ids", "output_ids", "text", "finish_reason", "stop_reason"}
+    assert first["stop_reason"] == " "
     assert " " not in first["text"]
     assert first["finish_reason"] == "stop"
     assert second["output_ids"] == [7, 7, 7]

@@ -18,7 +18,7 @@ from pt_trtllm.serving.tritonserver import embedded_tritonserver, system_tritons
 from pt_trtllm.testing.front_end import FrontEnd, front_end
 from pt_trtllm.testing.triton import EXAMPLE, make_repository, start_server
 
-LIMITS = BuildLimits(max_batch_size=32, max_seq_len=256, max_num_tokens=256)
+LIMITS = BuildLimits(max_batch_size=32, max_seq_len=512, max_num_tokens=256)
 
 
 @pytest.fixture(scope="session")

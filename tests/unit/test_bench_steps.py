@@ -66,7 +66,7 @@ def test_a_timeline_shows_steps_from_the_middle_on_all_ranks() -> None:
         ("forward", 2000, 6000),
     ]
     assert timeline({"rank 0": []}, 1) == {}
-    assert {span.name for span in RANK0} | {*SYNC_KINDS, "messages"} == set(KINDS)
+    assert {span.name for span in RANK0} | {*SYNC_KINDS, "messages", "draft"} == set(KINDS)
 
 
 def test_a_tracer_keeps_the_last_spans_and_all_sums() -> None:
