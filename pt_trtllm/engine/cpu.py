@@ -116,7 +116,7 @@ class CpuEngine:
         folder: Path,
         config: EngineConfig,
         comm: Communicator,
-        num_blocks: int,
+        num_blocks: tuple[int, ...],
         kv_cache_dtype: str = KV_CACHE_DTYPES[0],
     ) -> None:
         self.config, self.comm, self.num_passes = config, comm, 0
@@ -153,9 +153,13 @@ class CpuEngine:
 
 
 def open_engine(
-    folder: Path, config: EngineConfig, comm: Communicator, num_blocks: int, kv_cache_dtype: str = KV_CACHE_DTYPES[0]
+    folder: Path,
+    config: EngineConfig,
+    comm: Communicator,
+    num_blocks: tuple[int, ...],
+    kv_cache_dtype: str = KV_CACHE_DTYPES[0],
 ) -> CpuEngine:
-    """Opens this rank's file, with a KV cache of `num_blocks` blocks."""
+    """Opens this rank's file, with a KV cache of `num_blocks` blocks for each of the model's `kv_groups`."""
     return CpuEngine(folder, config, comm, num_blocks, kv_cache_dtype)
 
 

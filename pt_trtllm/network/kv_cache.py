@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional
 from pt_trtllm.config import ModelConfig
 from pt_trtllm.errors import EngineError
 from pt_trtllm.mapping import Mapping
+from pt_trtllm.network.kv_groups import KvGroup, kv_groups
 from pt_trtllm.network.paged_kv import PagedKvCache, RaggedBatch
 from pt_trtllm.network.step import StepBatch
 
@@ -34,25 +36,24 @@ class KvCache(Protocol):
 
 
 class BlockTables:
-    """Which blocks every slot's sequence has, in order of positions; told in pieces as they are allocated."""
+    """Which blocks every slot's sequence has per group, in order of positions; told in pieces as they are allocated."""
 
-    def __init__(self, num_slots: int, max_blocks: int) -> None:
-        self._tables = torch.full((num_slots, max_blocks), -1, dtype=torch.int32)
+    def __init__(self, num_groups: int, num_slots: int, max_blocks: int) -> None:
+        self._tables = torch.full((num_groups, num_slots, max_blocks), -1, dtype=torch.int32)
         self._slots: list[int] = []
-        self._step_tables = self._tables[:0]
+        self._step_tables = self._tables[:, :0]
 
     def update(self, batch: StepBatch) -> torch.Tensor:
-        """[sequences of the step, max_blocks] int32, after the step's news."""
+        """[groups, sequences of the step, max_blocks] int32, after the step's news."""
         slots = [piece.slot for piece in batch.sequences]
         changed = slots != self._slots
         for piece in batch.sequences:
             if piece.blocks:
                 changed, first = True, piece.first_block
-                self._tables[piece.slot, first : first + len(piece.blocks)] = torch.tensor(
-                    piece.blocks, dtype=torch.int32
-                )
+                news = torch.tensor(piece.blocks, dtype=torch.int32)
+                self._tables[:, piece.slot, first : first + news.shape[1]] = news
         if changed:  # most decode steps need no new block
-            self._slots, self._step_tables = slots, self._tables[slots]
+            self._slots, self._step_tables = slots, self._tables[:, slots]
         return self._step_tables
 
 
@@ -61,17 +62,26 @@ def cache_type(kv_cache_dtype: str, activations: torch.dtype) -> torch.dtype:
     return torch.int8 if kv_cache_dtype == "int8" else activations
 
 
-def block_bytes(config: ModelConfig, mapping: Mapping, dtype: torch.dtype) -> int:
-    """Keys and values of one block on one rank, over all layers and local tracks, scales included."""
-    heads = config.num_hidden_layers * mapping.tracks_per_rank * mapping.kv_heads_per_rank(config.num_kv_heads)
+def block_bytes(config: ModelConfig, mapping: Mapping, dtype: torch.dtype, group: KvGroup) -> int:
+    """Keys and values of one block on one rank, over the group's layers and local tracks, scales included."""
+    heads = len(group.layers) * mapping.tracks_per_rank * mapping.kv_heads_per_rank(config.num_kv_heads)
     scale_bytes = torch.float32.itemsize if dtype == torch.int8 else 0
     return 2 * heads * BLOCK_TOKENS * (config.head_dim * dtype.itemsize + scale_bytes)
 
 
 def make_cache(
-    config: ModelConfig, mapping: Mapping, *, num_blocks: int, num_slots: int, max_seq_len: int, dtype: torch.dtype
+    config: ModelConfig,
+    mapping: Mapping,
+    *,
+    num_blocks: Sequence[int],
+    num_slots: int,
+    max_seq_len: int,
+    dtype: torch.dtype,
 ) -> KvCache:
-    """The native cache, or for head sizes its kernels do not take the one in PyTorch. `dtype`: see `cache_type`."""
+    """The native cache, or for head sizes its kernels do not take the one in PyTorch. `dtype`: see `cache_type`.
+
+    `num_blocks`: of each of the model's `kv_groups`.
+    """
     native = config.head_dim % NATIVE_HEAD_MULTIPLE == 0 and config.head_dim <= NATIVE_HEAD_MAX
     if dtype == torch.int8 and not native:
         raise EngineError(
@@ -90,31 +100,49 @@ class NativeKvCache:
         config: ModelConfig,
         mapping: Mapping,
         *,
-        num_blocks: int,
+        num_blocks: Sequence[int],
         num_slots: int,
         max_seq_len: int,
         dtype: torch.dtype,
     ) -> None:
-        self.paged = PagedKvCache(
-            num_layers=config.num_hidden_layers,
-            num_blocks=num_blocks,
-            num_tracks=mapping.tracks_per_rank,
-            num_kv_heads=mapping.kv_heads_per_rank(config.num_kv_heads),
-            head_dim=config.head_dim,
-            block_tokens=BLOCK_TOKENS,
-            dtype=dtype,
-            num_threads=torch.get_num_threads(),
-        )
-        self._tables = BlockTables(num_slots, -(-max_seq_len // BLOCK_TOKENS))
+        groups = kv_groups(config, max_seq_len)
+        self.paged = [
+            PagedKvCache(
+                num_layers=len(group.layers),
+                num_blocks=count,
+                num_tracks=mapping.tracks_per_rank,
+                num_kv_heads=mapping.kv_heads_per_rank(config.num_kv_heads),
+                head_dim=config.head_dim,
+                block_tokens=BLOCK_TOKENS,
+                dtype=dtype,
+                num_threads=torch.get_num_threads(),
+            )
+            for group, count in zip(groups, num_blocks, strict=True)
+        ]
+        """Per group."""
+        self._places = _places(groups)
+        self._tables = BlockTables(len(groups), num_slots, -(-max_seq_len // BLOCK_TOKENS))
 
     def begin_step(self, batch: StepBatch) -> None:
-        self.ragged = RaggedBatch([(s.num_tokens, s.past) for s in batch.sequences], self._tables.update(batch))
+        pieces = [(s.num_tokens, s.past) for s in batch.sequences]
+        self.ragged = [RaggedBatch(pieces, tables) for tables in self._tables.update(batch)]
+
+    def group_of(self, layer_idx: int) -> int:
+        """Which of `ragged` is a layer's."""
+        return self._places[layer_idx][0]
+
+    def layer_address(self, layer_idx: int) -> int:
+        """Of the layer's `pt_paged_kv`, which lives as long as this object."""
+        group, index = self._places[layer_idx]
+        return self.paged[group].layer_address(index)
 
     def attend(
         self, layer_idx: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, window: int | None
     ) -> torch.Tensor:
-        self.paged.write(layer_idx, self.ragged, key, value)
-        return self.paged.attend(layer_idx, self.ragged, query, window=window)
+        group, index = self._places[layer_idx]
+        paged, ragged = self.paged[group], self.ragged[group]
+        paged.write(index, ragged, key, value)
+        return paged.attend(index, ragged, query, window=window)
 
 
 class TorchKvCache:
@@ -125,16 +153,18 @@ class TorchKvCache:
         config: ModelConfig,
         mapping: Mapping,
         *,
-        num_blocks: int,
+        num_blocks: Sequence[int],
         num_slots: int,
         max_seq_len: int,
         dtype: torch.dtype,
     ) -> None:
         kv_heads = mapping.kv_heads_per_rank(config.num_kv_heads)
-        shape = (num_blocks, mapping.tracks_per_rank, kv_heads, BLOCK_TOKENS, config.head_dim)
-        self._keys = [torch.empty(shape, dtype=dtype) for _ in range(config.num_hidden_layers)]
-        self._values = [torch.empty(shape, dtype=dtype) for _ in range(config.num_hidden_layers)]
-        self._tables = BlockTables(num_slots, -(-max_seq_len // BLOCK_TOKENS))
+        groups = kv_groups(config, max_seq_len)
+        self._places, shape = _places(groups), (mapping.tracks_per_rank, kv_heads, BLOCK_TOKENS, config.head_dim)
+        counts = [num_blocks[self._places[layer_idx][0]] for layer_idx in range(config.num_hidden_layers)]
+        self._keys = [torch.empty((count, *shape), dtype=dtype) for count in counts]
+        self._values = [torch.empty((count, *shape), dtype=dtype) for count in counts]
+        self._tables = BlockTables(len(groups), num_slots, -(-max_seq_len // BLOCK_TOKENS))
 
     def begin_step(self, batch: StepBatch) -> None:
         self._batch, self._step_tables = batch, self._tables.update(batch).long()
@@ -144,7 +174,7 @@ class TorchKvCache:
     ) -> torch.Tensor:
         output = torch.empty_like(query)
         first = 0
-        for piece, table in zip(self._batch.sequences, self._step_tables, strict=True):
+        for piece, table in zip(self._batch.sequences, self._step_tables[self._places[layer_idx][0]], strict=True):
             rows, total = slice(first, first + piece.num_tokens), piece.past + piece.num_tokens
             at = torch.arange(piece.past, total)
             blocks, offsets = table[at // BLOCK_TOKENS], at % BLOCK_TOKENS
@@ -158,6 +188,15 @@ class TorchKvCache:
             output[:, rows] = _attend(query[:, rows], keys, values, piece.past, first_key, window)
             first += piece.num_tokens
         return output.flatten(2)
+
+
+def _places(groups: Sequence[KvGroup]) -> dict[int, tuple[int, int]]:
+    """Per layer its group, and which of the group's layers it is."""
+    return {
+        layer_idx: (number, index)
+        for number, group in enumerate(groups)
+        for index, layer_idx in enumerate(group.layers)
+    }
 
 
 def _contiguous(blocks: torch.Tensor) -> torch.Tensor:

@@ -16,8 +16,9 @@ class SequenceSlice:
     past: int
     first_block: int = 0
     """`blocks` continue this slot's block table from here; 0 starts a new table."""
-    blocks: tuple[int, ...] = ()
-    """Blocks of the KV cache that the slot did not have before."""
+    blocks: tuple[tuple[int, ...], ...] = ()
+    """Blocks of the KV cache that the slot did not have before, per group of layers (`kv_groups`): equally many, -1
+    where that group's layers see nothing any more. Empty: nothing new."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,11 +12,9 @@ from pt_trtllm.comm.base import Communicator
 from pt_trtllm.engine.bundle import EngineConfig
 from pt_trtllm.errors import CommunicationError, EngineError
 from pt_trtllm.mapping import SYNC_KINDS, sync_counts, sync_plan
-from pt_trtllm.network.kv_cache import BLOCK_TOKENS
 from pt_trtllm.network.logits import Logits
 from pt_trtllm.network.step import StepBatch
 from pt_trtllm.runtime.guided import Guides
-from pt_trtllm.runtime.kv_blocks import BlockManager
 from pt_trtllm.runtime.messages import STOP, decode, encode
 from pt_trtllm.runtime.options import RuntimeOptions
 from pt_trtllm.runtime.request import Request, Sequence
@@ -62,7 +60,10 @@ class EngineStats:
     reused_tokens: int = 0
     preemptions: int = 0
     kv_blocks: int = 0
+    """Over all groups of layers, as `kv_blocks_used`."""
     kv_blocks_used: int = 0
+    kv_blocks_left_behind: int = 0
+    """Given back while their sequence went on: no window of its layers reached them any more."""
     running: int = 0
     waiting: int = 0
     seconds: float = 0.0
@@ -93,14 +94,15 @@ class EngineCore:
         """Stop strings, bad words and guides need the tokenizer; with a proposer, decoding is speculative."""
         self._proposer = proposer
         self._engine, self.config, self._tokenizer = engine, engine.config, tokenizer
-        num_blocks = options.num_blocks(engine.config)
-        self._blocks = BlockManager(num_blocks, BLOCK_TOKENS, reuse=options.enable_block_reuse and engine.shares_blocks)
-        self._scheduler = Scheduler(engine.config.limits, self._blocks, options.scheduler_policy)
+        self._space = options.kv_space(engine.config, shares_blocks=engine.shares_blocks)
+        self._scheduler = Scheduler(engine.config.limits, self._space, options.scheduler_policy)
         self._planned = sync_counts(sync_plan(engine.config.checkpoint.model, engine.config.mapping))
         self._guides = Guides(tokenizer, engine.config.checkpoint.model)
         self._num_sequences = 0
         self.trace = trace or Tracer()
-        self._stats = EngineStats(world_size=engine.comm.world_size, hosts=engine.comm.num_hosts, kv_blocks=num_blocks)
+        self._stats = EngineStats(
+            world_size=engine.comm.world_size, hosts=engine.comm.num_hosts, kv_blocks=self._space.num_blocks
+        )
 
     def add(self, request: Request) -> Sequence:
         """Raises when this engine cannot serve the request."""
@@ -156,7 +158,8 @@ class EngineCore:
         """The counts so far; raises if the collectives that happened are not the planned ones."""
         stats, comm = self._stats, self._engine.comm.stats
         stats.reused_tokens, stats.preemptions = self._scheduler.num_reused_tokens, self._scheduler.num_preemptions
-        stats.kv_blocks_used = self._blocks.num_used
+        stats.kv_blocks_used = self._space.num_used
+        stats.kv_blocks_left_behind = self._space.num_left_behind
         stats.running, stats.waiting = self._scheduler.num_running, self._scheduler.num_waiting
         stats.seconds_in_collectives = sum(comm.seconds.values())
         stats.seconds_in_forward, stats.seconds_in_broadcast = (self.trace.seconds[k] for k in ("forward", "broadcast"))

@@ -1,4 +1,4 @@
-"""Who owns which block of the paged KV cache. Rank 0 decides; every rank's pools have the same numbering.
+"""Who owns which block of one pool of the paged KV cache. Rank 0 decides; every rank's pools are numbered alike.
 
 A full block of a prompt is published under a digest of all tokens up to its end. Blocks nobody uses any more stay
 published, and may be taken over by a prompt that starts alike, until their memory is needed: then the least recently
@@ -11,14 +11,40 @@ import hashlib
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 ROOT = b""
 """The digest before the first block."""
 
 
+@dataclass
+class HeldBlocks:
+    """A sequence's block tables, one per group of layers. Column c is for tokens c * block_tokens and up."""
+
+    tables: list[list[int]]
+    first: list[int]
+    """Per group the first column that is still held."""
+    num_told: int = 0
+    """Columns the other ranks know of."""
+    num_published: int = 0
+    """Columns that were offered to others."""
+
+    @classmethod
+    def none(cls, num_groups: int = 0) -> HeldBlocks:
+        return cls([[] for _ in range(num_groups)], [0] * num_groups)
+
+    @property
+    def num_columns(self) -> int:
+        return len(self.tables[0])
+
+    def untold(self) -> tuple[tuple[int, ...], ...]:
+        """Per group the blocks of the columns that the other ranks do not know of; empty when they know all."""
+        return tuple(tuple(table[self.num_told :]) for table in self.tables) if self.num_told < self.num_columns else ()
+
+
 class BlockManager:
-    def __init__(self, num_blocks: int, block_tokens: int, *, reuse: bool = True) -> None:
-        self.num_blocks, self.block_tokens, self.reuse = num_blocks, block_tokens, reuse
+    def __init__(self, num_blocks: int) -> None:
+        self.num_blocks = num_blocks
         self._unused = list(range(num_blocks))[::-1]
         self._users = [0] * num_blocks
         self._digests: list[bytes | None] = [None] * num_blocks
@@ -35,9 +61,6 @@ class BlockManager:
     def num_used(self) -> int:
         return self.num_blocks - self.num_available
 
-    def blocks_for(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.block_tokens)
-
     def allocate(self) -> int:
         """A block of one's own; the caller has checked `num_available`."""
         if self._unused:
@@ -51,23 +74,20 @@ class BlockManager:
         self._users[block] = 1
         return block
 
-    def match(self, token_ids: Sequence[int]) -> list[int]:
-        """Takes the published blocks that hold the longest prefix of these tokens, in order."""
-        blocks: list[int] = []
-        digest = ROOT
-        for first in range(0, len(token_ids) - self.block_tokens + 1, self.block_tokens) if self.reuse else ():
-            digest = self.digest(digest, token_ids[first : first + self.block_tokens])
-            block = self._published.get(digest)
-            if block is None:
-                break
-            self._users[block] += 1
-            self._idle.pop(block, None)
-            blocks.append(block)
-        return blocks
+    def __contains__(self, digest: bytes) -> bool:
+        """Whether a block with this content is published."""
+        return digest in self._published
+
+    def take(self, digest: bytes) -> int:
+        """One more user for a published block."""
+        block = self._published[digest]
+        self._users[block] += 1
+        self._idle.pop(block, None)
+        return block
 
     def publish(self, block: int, digest: bytes) -> None:
         """Offers a full, computed block to others. A second block with the same content stays private."""
-        if self.reuse and digest not in self._published:
+        if digest not in self._published:
             self._published[digest] = block
             self._digests[block] = digest
 

@@ -8,14 +8,20 @@ import torch
 from pt_trtllm.network.step import SequenceSlice, StepBatch
 
 STOP = b""
-HEAD_FIELDS, SLICE_FIELDS = 4, 5
+HEAD_FIELDS, SLICE_FIELDS = 4, 6
 
 
 def encode(batch: StepBatch, engine: int = 0) -> bytes:
-    """int32: engine; counts; per sequence slot, new, past, first block, blocks; tokens; rows; top k; blocks."""
+    """int32: engine; counts; sequences; tokens; rows; top k; blocks.
+
+    A sequence is slot, new tokens, past, first block, groups of blocks, blocks of each group.
+    """
     head = [engine, len(batch.sequences), len(batch.token_ids), len(batch.logit_rows)]
-    slices = [[s.slot, s.num_tokens, s.past, s.first_block, len(s.blocks)] for s in batch.sequences]
-    blocks = [block for s in batch.sequences for block in s.blocks]
+    slices = [
+        [s.slot, s.num_tokens, s.past, s.first_block, len(s.blocks), len(s.blocks[0]) if s.blocks else 0]
+        for s in batch.sequences
+    ]
+    blocks = [block for s in batch.sequences for group in s.blocks for block in group]
     parts = [np.array(head), np.array(slices).reshape(-1), batch.token_ids.numpy()]
     parts += [batch.logit_rows.numpy(), np.array(batch.row_top_k, dtype=np.int64)]
     message: bytes = np.concatenate([*parts, np.array(blocks, dtype=np.int64)]).astype(np.int32).tobytes()
@@ -30,7 +36,7 @@ def decode(message: bytes) -> tuple[int, StepBatch] | None:
     engine, num_sequences, num_tokens, num_rows = values[:HEAD_FIELDS].tolist()
     first = HEAD_FIELDS + SLICE_FIELDS * num_sequences
     slices = values[HEAD_FIELDS:first].view(-1, SLICE_FIELDS).tolist()
-    num_blocks = sum(row[4] for row in slices)
+    num_blocks = sum(row[4] * row[5] for row in slices)
     sizes = [num_tokens, num_rows, num_rows, num_blocks]
     tokens, rows, top_k, flat = values[first:].split(sizes)
     blocks = iter(flat.tolist())
@@ -42,9 +48,9 @@ def decode(message: bytes) -> tuple[int, StepBatch] | None:
                 num_tokens=new,
                 past=past,
                 first_block=first_block,
-                blocks=tuple(next(blocks) for _ in range(count)),
+                blocks=tuple(tuple(next(blocks) for _ in range(count)) for _ in range(groups)),
             )
-            for slot, new, past, first_block, count in slices
+            for slot, new, past, first_block, groups, count in slices
         ),
         logit_rows=rows,
         row_top_k=tuple(top_k.tolist()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from bisect import bisect_right
 from dataclasses import dataclass
 
 from pt_trtllm.comm.coding import ALGORITHMS, CODECS, Coding
@@ -12,6 +13,8 @@ from pt_trtllm.config import problems_to_error
 from pt_trtllm.engine.bundle import EngineConfig
 from pt_trtllm.errors import ConfigError
 from pt_trtllm.network.kv_cache import BLOCK_TOKENS, KV_CACHE_DTYPES, block_bytes, cache_type
+from pt_trtllm.network.kv_groups import KvGroup, kv_groups
+from pt_trtllm.runtime.kv_space import KvSpace
 from pt_trtllm.runtime.scheduler import POLICIES
 from pt_trtllm.runtime.speculative.config import SpeculativeConfig
 
@@ -77,26 +80,55 @@ class RuntimeOptions:
                 f"{config.checkpoint.model.combine_op!r}: leave it out"
             )
 
-    def num_blocks(self, config: EngineConfig) -> int:
-        """Blocks of the KV cache. Hosts may differ in memory, so rank 0 decides for all: see `settled`."""
-        limits = config.limits
-        per_sequence = -(-limits.max_seq_len // BLOCK_TOKENS)
-        if self.max_tokens_in_paged_kv_cache:
-            return max(1, self.max_tokens_in_paged_kv_cache // BLOCK_TOKENS)
-        wanted = per_sequence * limits.max_batch_size
-        if config.has_fixed_cache:
-            return wanted
-        affordable = int(_available_bytes() * self.kv_cache_free_mem_fraction / self._block_bytes_per_host(config))
-        return max(1, min(wanted, affordable))
+    def num_blocks(self, config: EngineConfig) -> tuple[int, ...]:
+        """Blocks of the KV cache, of each group of layers: for all its tokens, or what windows leave of them.
+
+        Hosts may differ in memory, so rank 0 decides for all: see `settled`.
+        """
+        common = self._common_blocks(config)
+        return tuple(
+            common if group.window is None else min(common, self._most_blocks(config, group))
+            for group in _groups(config)
+        )
 
     def settled(self, config: EngineConfig) -> RuntimeOptions:
         """With the cache's size decided, so that every rank makes the same one."""
-        return dataclasses.replace(self, max_tokens_in_paged_kv_cache=self.num_blocks(config) * BLOCK_TOKENS)
+        return dataclasses.replace(self, max_tokens_in_paged_kv_cache=self._common_blocks(config) * BLOCK_TOKENS)
 
-    def _block_bytes_per_host(self, config: EngineConfig) -> int:
+    def kv_space(self, config: EngineConfig, *, shares_blocks: bool) -> KvSpace:
+        """Rank 0's plan of the cache, for an engine whose sequences can use the same blocks or not."""
+        return KvSpace(
+            _groups(config),
+            self.num_blocks(config),
+            BLOCK_TOKENS,
+            step_tokens=config.limits.max_num_tokens,
+            lead=self.guesses_ahead,
+            reuse=self.enable_block_reuse and shares_blocks,
+        )
+
+    def _common_blocks(self, config: EngineConfig) -> int:
+        """Blocks for all tokens of the cache, before what windows save."""
+        if self.max_tokens_in_paged_kv_cache:
+            return max(1, self.max_tokens_in_paged_kv_cache // BLOCK_TOKENS)
+        groups, most = _groups(config), sum(_columns(config))
+        if config.has_fixed_cache:
+            return most
+        budget = _available_bytes() * self.kv_cache_free_mem_fraction
+        costs = [(self._block_bytes_per_host(config, group), self._most_blocks(config, group)) for group in groups]
+
+        def cost(common: int) -> int:
+            return sum(block * min(common, limit) for block, limit in costs)
+
+        return max(1, bisect_right(range(most + 1), budget, key=cost) - 1)
+
+    def _most_blocks(self, config: EngineConfig, group: KvGroup) -> int:
+        """What as many sequences as there can be, each as long as it can be, hold at once."""
+        return group.most_blocks(_columns(config), BLOCK_TOKENS, config.limits.max_num_tokens, self.guesses_ahead)
+
+    def _block_bytes_per_host(self, config: EngineConfig, group: KvGroup) -> int:
         """One block on all ranks, as if they shared one host."""
         dtype = cache_type(self.kv_cache_dtype, config.checkpoint.torch_dtype)
-        return config.mapping.world_size * block_bytes(config.checkpoint.model, config.mapping, dtype)
+        return config.mapping.world_size * block_bytes(config.checkpoint.model, config.mapping, dtype, group)
 
     def to_bytes(self) -> bytes:
         return json.dumps(dataclasses.asdict(self)).encode()
@@ -107,6 +139,17 @@ class RuntimeOptions:
         if values["speculative"] is not None:
             values["speculative"] = SpeculativeConfig(**values["speculative"])
         return cls(**values)
+
+
+def _groups(config: EngineConfig) -> tuple[KvGroup, ...]:
+    if config.has_fixed_cache:  # it is as long as the longest sequence in every layer
+        return (KvGroup(None, tuple(range(config.checkpoint.model.num_hidden_layers))),)
+    return kv_groups(config.checkpoint.model, config.limits.max_seq_len)
+
+
+def _columns(config: EngineConfig) -> list[int]:
+    """Of the block tables of all sequences at their longest."""
+    return [-(-config.limits.max_seq_len // BLOCK_TOKENS)] * config.limits.max_batch_size
 
 
 def _available_bytes() -> int:

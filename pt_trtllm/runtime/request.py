@@ -14,6 +14,7 @@ from pt_trtllm.errors import ConfigError
 from pt_trtllm.network.logits import Row
 from pt_trtllm.runtime.detokenize import AnswerText
 from pt_trtllm.runtime.guided import Guides
+from pt_trtllm.runtime.kv_blocks import HeldBlocks
 from pt_trtllm.runtime.logprobs import LogprobRow, top_logprobs
 from pt_trtllm.runtime.sampling import Sampler, SamplingParams
 from pt_trtllm.runtime.tokenizer import Tokenizer
@@ -108,13 +109,9 @@ class Sequence:
     slot: int = -1
     num_computed: int = 0
     """Tokens in the cache."""
-    blocks: list[int] = field(default_factory=list)
-    num_told_blocks: int = 0
-    """Blocks the other ranks know of."""
-    num_published: int = 0
-    """Tokens in blocks that were offered to others."""
-    digest: bytes = b""
-    """Of the published tokens."""
+    held: HeldBlocks = field(default_factory=HeldBlocks.none)
+    digests: list[bytes] = field(default_factory=list)
+    """Of the first columns of blocks, as far as they were needed."""
     guesses: list[int] = field(default_factory=list)
     """What may follow the known tokens: computed together with them, and kept as far as they turn out right."""
     paused: bool = False
@@ -163,9 +160,14 @@ class Sequence:
         return self.output_ids[first - past : end - past] if first >= past else self.token_ids[first:end]
 
     @property
+    def num_known(self) -> int:
+        """Tokens of prompt and answer so far."""
+        return len(self.request.prompt_ids) + len(self.output_ids)
+
+    @property
     def num_pending(self) -> int:
         """Known tokens that are not computed yet."""
-        return len(self.request.prompt_ids) + len(self.output_ids) - self.num_computed
+        return self.num_known - self.num_computed
 
     @property
     def max_length(self) -> int:

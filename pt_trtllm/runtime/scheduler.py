@@ -11,7 +11,8 @@ import torch
 from pt_trtllm.engine.bundle import BuildLimits
 from pt_trtllm.errors import ConfigError
 from pt_trtllm.network.step import SequenceSlice, StepBatch
-from pt_trtllm.runtime.kv_blocks import BlockManager
+from pt_trtllm.runtime.kv_blocks import HeldBlocks
+from pt_trtllm.runtime.kv_space import KvSpace
 from pt_trtllm.runtime.request import Sequence
 
 POLICIES = ("guaranteed_no_evict", "max_utilization")
@@ -47,10 +48,10 @@ class Scheduler:
                           lowest priority gives its blocks back and is computed again later
     """
 
-    def __init__(self, limits: BuildLimits, blocks: BlockManager, policy: str = POLICIES[0]) -> None:
+    def __init__(self, limits: BuildLimits, space: KvSpace, policy: str = POLICIES[0]) -> None:
         if policy not in POLICIES:
             raise ConfigError(f"scheduler policy is {policy!r}, expected one of {list(POLICIES)}")
-        self._limits, self._blocks, self._may_evict = limits, blocks, policy == "max_utilization"
+        self._limits, self._space, self._may_evict = limits, space, policy == "max_utilization"
         self._free_slots = list(range(limits.max_batch_size))[::-1]
         self._waiting: list[Sequence] = []
         self._running: list[Sequence] = []
@@ -71,11 +72,12 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Raises when the sequence could not run even alone."""
-        needed = self._blocks.blocks_for(sequence.max_length)
-        if needed > self._blocks.num_blocks:
+        missing = self._space.missing_for(sequence.max_length)
+        if missing is not None:
+            needed, there = missing
             raise ConfigError(
                 f"the prompt of {len(sequence.request.prompt_ids)} and up to {sequence.max_new_tokens} new tokens need "
-                f"{needed} blocks of {self._blocks.block_tokens} tokens, the KV cache has {self._blocks.num_blocks}; "
+                f"{needed} blocks of {self._space.block_tokens} tokens, the KV cache has {there}; "
                 "ask for fewer tokens, or give the cache more memory"
             )
         insort(self._waiting, sequence, key=lambda other: other.order)
@@ -122,7 +124,7 @@ class Scheduler:
         """After a pass: offers full blocks to others, frees what ended sequences held; returns those."""
         ended = []
         for sequence in self._running:
-            self._publish(sequence)
+            self._space.settle(sequence)
             if sequence.finish_reason:
                 self._release(sequence)
                 ended.append(sequence)
@@ -136,16 +138,15 @@ class Scheduler:
             if self._is_being_computed(sequence):
                 continue
             # The last token is always computed: its logits are needed. So are all of them when they were asked for.
-            known = [] if sequence.request.wants_prompt_rows else sequence.token_ids[:-1]
-            matched = self._blocks.match(known)
-            if not self._fits(sequence, matched):
-                self._blocks.release(matched)
+            num_known = 0 if sequence.request.wants_prompt_rows else sequence.num_known - 1
+            held = self._space.take_prefix(sequence, num_known)
+            if not self._fits(sequence, held):
+                self._space.release(held)
                 return
             self._waiting.remove(sequence)
             sequence.slot = self._free_slots.pop()
-            sequence.blocks, sequence.num_told_blocks = matched, 0
-            sequence.num_computed = sequence.num_published = len(matched) * self._blocks.block_tokens
-            sequence.digest = self._digest_of(sequence, len(matched))
+            sequence.held = held
+            sequence.num_computed = held.num_columns * self._space.block_tokens
             self.num_reused_tokens += sequence.num_computed
             self._running.append(sequence)
             self._running.sort(key=lambda other: other.order)
@@ -153,43 +154,40 @@ class Scheduler:
     def _is_being_computed(self, sequence: Sequence) -> bool:
         """Whether another one is at the same prompt: in a few steps its blocks can be shared (parallel samples)."""
         prompt = sequence.request.prompt_ids
-        shared = (len(prompt) - 1) // self._blocks.block_tokens * self._blocks.block_tokens
+        shared = (len(prompt) - 1) // self._space.block_tokens
         return (
-            self._blocks.reuse
+            self._space.reuse
             and not sequence.request.wants_prompt_rows
-            and any(other.num_published < shared and other.request.prompt_ids == prompt for other in self._running)
+            and any(other.held.num_published < shared and other.request.prompt_ids == prompt for other in self._running)
         )
 
-    def _fits(self, sequence: Sequence, matched: list[int]) -> bool:
+    def _fits(self, sequence: Sequence, held: HeldBlocks) -> bool:
         if self._may_evict:
-            first = min(len(sequence.token_ids), len(matched) * self._blocks.block_tokens + self._limits.max_num_tokens)
-            return self._blocks.blocks_for(first) - len(matched) <= self._blocks.num_available
-        promised = sum(self._blocks.blocks_for(other.max_length) - len(other.blocks) for other in self._running)
-        needed = self._blocks.blocks_for(sequence.max_length) - len(matched)
-        return needed <= self._blocks.num_available - promised
+            first_chunk = held.num_columns * self._space.block_tokens + self._limits.max_num_tokens
+            return self._space.can_grow(held, min(sequence.num_known, first_chunk))
+        return self._space.can_promise(self._running, sequence.max_length, held)
 
     def _room_for_guesses(self, sequence: Sequence, limit: int) -> tuple[int, ...]:
         """As many of its guesses as the step, the answer's length and free memory allow: nobody gives way for them."""
         left = sequence.max_new_tokens - len(sequence.output_ids) - 1
         guesses = sequence.guesses[: max(0, min(limit, left))]
-        blocks, end = self._blocks, sequence.num_computed + 1
-        while guesses and blocks.blocks_for(end + len(guesses)) - len(sequence.blocks) > blocks.num_available:
+        end = sequence.num_computed + 1
+        while guesses and not self._space.can_grow(sequence.held, end + len(guesses)):
             guesses = guesses[:-1]
-        missing = blocks.blocks_for(end + len(guesses)) - len(sequence.blocks)
-        sequence.blocks += [blocks.allocate() for _ in range(missing)]
+        self._space.grow(sequence.held, end + len(guesses))
         return tuple(guesses)
 
     def _make_room(self, sequence: Sequence, count: int, shares: list[Share]) -> bool:
         """Gives a sequence blocks for its next tokens; the youngest others give way. False: it gave way itself."""
-        missing = self._blocks.blocks_for(sequence.num_computed + count) - len(sequence.blocks)
-        while missing > self._blocks.num_available:
+        end = sequence.num_computed + count
+        while not self._space.can_grow(sequence.held, end):
             assert self._may_evict, "blocks were promised and are not there"
             victim = self._running[-1]
             shares[:] = [share for share in shares if share.sequence is not victim]
             self._preempt(victim)
             if victim is sequence:
                 return False
-        sequence.blocks += [self._blocks.allocate() for _ in range(missing)]
+        self._space.grow(sequence.held, end)
         return sequence in self._running
 
     def _preempt(self, sequence: Sequence) -> None:
@@ -201,25 +199,10 @@ class Scheduler:
         self.num_preemptions += 1
 
     def _release(self, sequence: Sequence) -> None:
-        self._blocks.release(sequence.blocks)
-        sequence.blocks = []
+        self._space.release(sequence.held)
+        sequence.held = HeldBlocks.none()
         self._free_slots.append(sequence.slot)
         sequence.slot = -1
-
-    def _publish(self, sequence: Sequence) -> None:
-        size, tokens = self._blocks.block_tokens, None
-        while sequence.num_published + size <= min(sequence.num_computed, sequence.num_certain):
-            tokens = tokens or sequence.token_ids
-            first = sequence.num_published
-            sequence.digest = self._blocks.digest(sequence.digest, tokens[first : first + size])
-            self._blocks.publish(sequence.blocks[first // size], sequence.digest)
-            sequence.num_published += size
-
-    def _digest_of(self, sequence: Sequence, num_blocks: int) -> bytes:
-        digest, size, tokens = b"", self._blocks.block_tokens, sequence.token_ids
-        for index in range(num_blocks):
-            digest = self._blocks.digest(digest, tokens[index * size : (index + 1) * size])
-        return digest
 
     def _assemble(self, shares: list[Share]) -> Step:
         tokens: list[int] = []
@@ -228,6 +211,7 @@ class Scheduler:
         complete: list[Share] = []
         for share in shares:
             sequence, first, past = share.sequence, len(tokens), share.sequence.num_computed
+            held = sequence.held
             known = share.num_tokens - len(share.guesses)
             tokens += [*sequence.known(past, past + known), *share.guesses]
             slices.append(
@@ -235,11 +219,11 @@ class Scheduler:
                     slot=sequence.slot,
                     num_tokens=share.num_tokens,
                     past=past,
-                    first_block=sequence.num_told_blocks,
-                    blocks=tuple(sequence.blocks[sequence.num_told_blocks :]),
+                    first_block=held.num_told,
+                    blocks=held.untold(),
                 )
             )
-            sequence.num_told_blocks = len(sequence.blocks)
+            held.num_told = held.num_columns
             asked, deciding = _wanted_rows(sequence, share)
             rows += [(first + offset, top_k) for offset, top_k in asked]
             complete.append(dataclasses.replace(share, num_rows=len(asked), num_deciding=deciding))

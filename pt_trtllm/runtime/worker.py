@@ -62,7 +62,8 @@ def serve(
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
                 connection.connect(socket_path)
                 if options.guesses_ahead:
-                    model = DraftModel(config, options.num_blocks(config), together(engine, comm, 0))
+                    space = options.kv_space(config, shares_blocks=engine.shares_blocks)
+                    model = DraftModel(config, space, together(engine, comm, 0))
                     DraftService(model, Channel(connection), options.guesses_ahead).run()
                     comm.broadcast(STOP)
                 else:

@@ -32,6 +32,7 @@ class Case:
     world_sizes: tuple[int, ...]
     options: dict[str, Any] = field(default_factory=dict)
     """What differs from BASE, in the reference's own words."""
+    prompt_lengths: tuple[int, ...] = (5, 11, 1)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -39,6 +40,9 @@ class Case:
 
 
 DENSE = {"feed_forward_layer_pattern": ["dense"]}
+
+OUTGROWING = (5, 75, 1)
+"""Prompts, one of them so long that layers with a window give blocks of the KV cache back."""
 
 CASES = (
     Case("mixed_local_global_dense_sparse", (1, 2, 4)),
@@ -69,6 +73,7 @@ CASES = (
         "three_tracks",
         (1, 3),
         {"num_tracks": 3, "attention_layer_pattern": ["local_rope", "local_rope", "global_nope"]},
+        OUTGROWING,
     ),
     Case(
         "six_tracks_two_per_rank", (1, 2, 3), {"num_tracks": 6, "tracks_combine_op": "sum", "norm_eps": 1e-3, **DENSE}
@@ -84,7 +89,10 @@ CASES = (
             "sparse_feed_forward_hidden_dim": 48,
         },
     ),
-    Case("window_of_the_current_token_only", (1, 4), {"local_attention_window_size": 0, "rope_theta": 100.0}),
+    Case(
+        "window_of_the_current_token_only", (1, 4), {"local_attention_window_size": 0, "rope_theta": 100.0}, OUTGROWING
+    ),
+    Case("all_layers_with_a_window", (1, 2), {"attention_layer_pattern": ["local_rope"], **DENSE}, OUTGROWING),
     Case(
         "attention_wider_than_the_residual", (1, 2), {"attention_hidden_dim": 128, "local_attention_window_size": 500}
     ),

@@ -54,13 +54,15 @@ def save_checkpoint(model: torch.nn.Module, config: dict[str, Any], folder: Path
 
 
 @torch.no_grad()
-def make_reference(config: dict[str, Any], folder: Path, seed: int = 0) -> Reference:
+def make_reference(
+    config: dict[str, Any], folder: Path, seed: int = 0, prompt_lengths: tuple[int, ...] = PROMPT_LENGTHS
+) -> Reference:
     """Saves a random model and answers random prompts with it, recomputing everything for every token."""
     model = build_model(config, seed)
     save_checkpoint(model, config, folder)
     generator = torch.Generator().manual_seed(seed + 1)
     prompts = [
-        torch.randint(config["vocab_size"], (length,), generator=generator).tolist() for length in PROMPT_LENGTHS
+        torch.randint(config["vocab_size"], (length,), generator=generator).tolist() for length in prompt_lengths
     ]
     return Reference(
         folder=folder,

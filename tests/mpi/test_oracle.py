@@ -15,7 +15,7 @@ from pt_trtllm.engine.bundle import BuildLimits
 from pt_trtllm.mapping import sync_counts, sync_plan
 from pt_trtllm.runtime.request import Request
 from pt_trtllm.runtime.sampling import SamplingParams
-from pt_trtllm.testing.cases import CASES, Case
+from pt_trtllm.testing.cases import CASES, OUTGROWING, Case
 from pt_trtllm.testing.jobs import Job, read_context_logits
 from pt_trtllm.testing.numeric import FLOAT32_LOGITS, assert_close
 from pt_trtllm.testing.ranks import run_jobs
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.mpi
 
 WORLD_SIZES = (1, 2, 3, 4)
 # Two sequences at once and seven tokens per pass: prompts are chunked, mixed with decoding, and one has to wait.
-LIMITS = BuildLimits(max_batch_size=2, max_seq_len=32, max_num_tokens=7)
+LIMITS = BuildLimits(max_batch_size=2, max_seq_len=96, max_num_tokens=7)
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,9 @@ class Answer:
 @pytest.fixture(scope="module")
 def references(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reference]:
     folder = tmp_path_factory.mktemp("references")
-    return {case.name: make_reference(case.config, folder / case.name) for case in CASES}
+    return {
+        case.name: make_reference(case.config, folder / case.name, prompt_lengths=case.prompt_lengths) for case in CASES
+    }
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +99,13 @@ def test_counted_collectives_are_the_planned_ones(
     answer = answers[case.name, world_size]
     assert answer.results["stats"]["sync_points_per_forward"] == answer.plan
     assert answer.results["stats"]["world_size"] == world_size
+
+
+@pytest.mark.parametrize(("case", "world_size"), [run for run in RUNS if run.values[0].prompt_lengths == OUTGROWING])
+def test_blocks_left_behind_are_given_back(case: Case, world_size: int, answers: dict[tuple[str, int], Answer]) -> None:
+    stats = answers[case.name, world_size].results["stats"]
+    assert stats["kv_blocks_left_behind"] > 0
+    assert stats["kv_blocks_used"] == 0
 
 
 def test_tracks_meet_l_over_d_times_and_tensor_parallelism_two_l_times(answers: dict[tuple[str, int], Answer]) -> None:

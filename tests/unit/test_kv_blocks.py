@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,16 +13,26 @@ from pt_trtllm.runtime.kv_blocks import ROOT, BlockManager
 pytestmark = pytest.mark.unit
 
 
-def fill(manager: BlockManager, tokens: list[int]) -> list[int]:
+def digests(tokens: list[int], size: int) -> list[bytes]:
+    found = [ROOT]
+    for first in range(0, len(tokens) - size + 1, size):
+        found.append(BlockManager.digest(found[-1], tokens[first : first + size]))
+    return found[1:]
+
+
+def match(manager: BlockManager, tokens: list[int], size: int) -> list[int]:
+    """Takes the blocks of the longest known prefix."""
+    return [manager.take(digest) for digest in takewhile(manager.__contains__, digests(tokens, size))]
+
+
+def fill(manager: BlockManager, tokens: list[int], size: int, *, reuse: bool = True) -> list[int]:
     """What a sequence does: reuse what matches, allocate the rest, publish full blocks."""
-    blocks = manager.match(tokens)
-    while len(blocks) < manager.blocks_for(len(tokens)):
+    blocks = match(manager, tokens, size) if reuse else []
+    while len(blocks) * size < len(tokens):
         blocks.append(manager.allocate())
-    digest = ROOT
-    for index in range(len(tokens) // manager.block_tokens):
-        first = index * manager.block_tokens
-        digest = manager.digest(digest, tokens[first : first + manager.block_tokens])
-        manager.publish(blocks[index], digest)
+    for block, digest in zip(blocks, digests(tokens, size), strict=False):
+        if reuse:
+            manager.publish(block, digest)
     return blocks
 
 
@@ -30,11 +42,11 @@ PROMPTS = st.lists(st.integers(0, 1), min_size=1, max_size=12)
 
 @given(st.lists(st.tuples(st.booleans(), PROMPTS), max_size=40), st.booleans())
 def test_blocks_neither_leak_nor_alias(events: list[tuple[bool, list[int]]], reuse: bool) -> None:
-    manager = BlockManager(num_blocks=10, block_tokens=2, reuse=reuse)
+    manager = BlockManager(10)
     held: list[tuple[list[int], list[int]]] = []
     for join, tokens in events:
-        if join and manager.num_available >= manager.blocks_for(len(tokens)):
-            held.append((tokens, fill(manager, tokens)))
+        if join and manager.num_available >= (len(tokens) + 1) // 2:
+            held.append((tokens, fill(manager, tokens, 2, reuse=reuse)))
         elif held:
             manager.release(held.pop(0)[1])
         contents: dict[int, tuple[int, ...]] = {}
@@ -51,37 +63,37 @@ def test_blocks_neither_leak_nor_alias(events: list[tuple[bool, list[int]]], reu
 
 
 def test_a_prompt_that_starts_alike_takes_over_the_blocks() -> None:
-    manager = BlockManager(num_blocks=8, block_tokens=2)
-    first = fill(manager, [1, 2, 3, 4, 5])
-    assert manager.match([1, 2, 3, 4, 9]) == first[:2]
-    assert manager.match([1, 2, 9, 4]) == first[:1]
-    assert manager.match([2, 1]) == []
+    manager = BlockManager(8)
+    first = fill(manager, [1, 2, 3, 4, 5], 2)
+    assert match(manager, [1, 2, 3, 4, 9], 2) == first[:2]
+    assert match(manager, [1, 2, 9, 4], 2) == first[:1]
+    assert match(manager, [2, 1], 2) == []
 
 
 def test_equal_blocks_after_different_beginnings_are_different() -> None:
-    manager = BlockManager(num_blocks=8, block_tokens=2)
-    fill(manager, [1, 2, 3, 4])
-    assert len(manager.match([7, 7, 3, 4])) == 0
+    manager = BlockManager(8)
+    fill(manager, [1, 2, 3, 4], 2)
+    assert len(match(manager, [7, 7, 3, 4], 2)) == 0
 
 
 def test_the_least_recently_used_prefix_is_forgotten_first() -> None:
-    manager = BlockManager(num_blocks=3, block_tokens=1)
+    manager = BlockManager(3)
     for token in (1, 2, 3):
-        manager.release(fill(manager, [token]))
-    manager.release(manager.match([1]))  # used again: 2 is now the oldest
+        manager.release(fill(manager, [token], 1))
+    manager.release(match(manager, [1], 1))  # used again: 2 is now the oldest
     manager.release([manager.allocate()])
-    assert (len(manager.match([1])), len(manager.match([2])), len(manager.match([3]))) == (1, 0, 1)
+    assert (len(match(manager, [1], 1)), len(match(manager, [2], 1)), len(match(manager, [3], 1))) == (1, 0, 1)
 
 
 def test_a_prefix_loses_its_end_before_its_beginning() -> None:
-    manager = BlockManager(num_blocks=3, block_tokens=1)
-    manager.release(fill(manager, [1, 2, 3]))
+    manager = BlockManager(3)
+    manager.release(fill(manager, [1, 2, 3], 1))
     manager.allocate()
-    assert len(manager.match([1, 2, 3])) == 2
+    assert len(match(manager, [1, 2, 3], 1)) == 2
 
 
 def test_releasing_twice_is_a_bug() -> None:
-    manager = BlockManager(num_blocks=1, block_tokens=1)
+    manager = BlockManager(1)
     block = manager.allocate()
     manager.release([block])
     with pytest.raises(AssertionError, match="released twice"):

@@ -15,6 +15,7 @@ from pt_trtllm.engine.bundle import BuildLimits, EngineConfig, open_bundle
 from pt_trtllm.engine.cpu import CpuEngine
 from pt_trtllm.errors import ConfigError, EngineError
 from pt_trtllm.network.kv_cache import KV_CACHE_DTYPES, NativeKvCache, block_bytes, cache_type, make_cache
+from pt_trtllm.network.kv_groups import KvGroup, kv_groups
 from pt_trtllm.network.step import SequenceSlice, StepBatch
 from pt_trtllm.runtime import options as runtime_options
 from pt_trtllm.runtime.core import EngineCore
@@ -46,14 +47,19 @@ def config_of(engine_dir: Path) -> EngineConfig:
 
 
 def open_engine(engine_dir: Path, kv_cache_dtype: str, num_blocks: int = 16) -> CpuEngine:
-    return CpuEngine(engine_dir, config_of(engine_dir), LocalCommunicator(), num_blocks, kv_cache_dtype)
+    config = config_of(engine_dir)
+    return CpuEngine(engine_dir, config, LocalCommunicator(), (num_blocks,) * len(groups_of(config)), kv_cache_dtype)
+
+
+def groups_of(config: EngineConfig) -> tuple[KvGroup, ...]:
+    return kv_groups(config.checkpoint.model, config.limits.max_seq_len)
 
 
 def logits_of(engine: CpuEngine, chunks: list[int]) -> torch.Tensor:
     """Of the whole prompt, computed in pieces."""
     rows, past = [], 0
     for count in chunks:
-        piece = SequenceSlice(slot=0, num_tokens=count, past=past, blocks=() if past else (3, 1, 2, 0))
+        piece = SequenceSlice(slot=0, num_tokens=count, past=past, blocks=() if past else ((3, 1, 2, 0), (0, 2, 3, 1)))
         ids = torch.tensor(PROMPT[past : past + count])
         logits = engine.forward(StepBatch.with_whole_rows(ids, (piece,), torch.arange(count)))
         assert logits is not None
@@ -78,20 +84,25 @@ def test_chunks_do_not_change_a_bit_of_them(engine_dir: Path) -> None:
 def test_blocks_take_the_memory_they_are_counted_with(engine_dir: Path, kv_cache_dtype: str) -> None:
     engine = open_engine(engine_dir, kv_cache_dtype, num_blocks=3)
     assert isinstance(engine.cache, NativeKvCache)
-    paged = engine.cache.paged
-    pools = [*paged.keys, *paged.values, *paged.key_scales, *paged.value_scales]
     checkpoint = engine.config.checkpoint
-    counted = block_bytes(checkpoint.model, engine.mapping, cache_type(kv_cache_dtype, checkpoint.torch_dtype))
-    assert sum(pool.nbytes for pool in pools) == 3 * counted
+    dtype = cache_type(kv_cache_dtype, checkpoint.torch_dtype)
+    groups = groups_of(engine.config)
+    assert [len(group.layers) for group in groups] == [1, 3]
+    for group, paged in zip(groups, engine.cache.paged, strict=True):
+        pools = [*paged.keys, *paged.values, *paged.key_scales, *paged.value_scales]
+        counted = block_bytes(checkpoint.model, engine.mapping, dtype, group)
+        assert sum(pool.nbytes for pool in pools) == 3 * counted
 
 
 def test_more_blocks_fit_into_the_same_memory(engine_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = config_of(engine_dir)
     head_dim = config.checkpoint.model.head_dim
-    per_block = block_bytes(config.checkpoint.model, config.mapping, torch.float32)
+    layers = range(config.checkpoint.model.num_hidden_layers)
+    per_block = block_bytes(config.checkpoint.model, config.mapping, torch.float32, KvGroup(None, tuple(layers)))
     monkeypatch.setattr(runtime_options, "_available_bytes", lambda: 2 * 5 * per_block)
     sizes = [RuntimeOptions(kv_cache_dtype=dtype).num_blocks(config) for dtype in KV_CACHE_DTYPES]
-    assert sizes == [5, 5 * 4 * head_dim // (head_dim + 4)]
+    more = 5 * 4 * head_dim // (head_dim + 4)
+    assert sizes == [(5, 5), (more, more)]
 
 
 def test_a_prompt_that_reuses_blocks_gets_the_same_answer(engine_dir: Path) -> None:
@@ -118,4 +129,4 @@ def test_head_sizes_without_kernels_are_refused(engine_dir: Path) -> None:
     config = config_of(engine_dir)
     model = replace(config.checkpoint.model, head_dim=24)
     with pytest.raises(EngineError, match=r"kv_cache_dtype is int8, .* this model's is 24: use auto"):
-        make_cache(model, config.mapping, num_blocks=1, num_slots=1, max_seq_len=32, dtype=torch.int8)
+        make_cache(model, config.mapping, num_blocks=(1, 1), num_slots=1, max_seq_len=32, dtype=torch.int8)

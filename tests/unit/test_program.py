@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from pt_trtllm.checkpoint.quantize import Quantization
 from pt_trtllm.comm.local import LocalCommunicator
 from pt_trtllm.config import ModelConfig
 from pt_trtllm.engine.build import BuildOptions, build
-from pt_trtllm.engine.bundle import BuildLimits, open_bundle
+from pt_trtllm.engine.bundle import BuildLimits, EngineConfig, open_bundle
 from pt_trtllm.engine.cpu import CpuEngine
 from pt_trtllm.errors import EngineError
 from pt_trtllm.network.decoder import pt_decoder
+from pt_trtllm.network.kv_groups import KvGroup, kv_groups
 from pt_trtllm.network.program.ops import Call, Embed, Linear, QkNormRope
 from pt_trtllm.network.program.record import ProgramGraph
 from pt_trtllm.network.step import SequenceSlice, StepBatch
@@ -74,6 +76,10 @@ TOLERANCES = {"float32": 2e-6, "bfloat16": 2e-2}
 """One rounding less per SwiGLU and bias; otherwise the same operations."""
 
 
+def groups_of(config: EngineConfig) -> tuple[KvGroup, ...]:
+    return kv_groups(config.checkpoint.model, config.limits.max_seq_len)
+
+
 @pytest.fixture
 def open_engine(tmp_path: Path) -> Callable[..., CpuEngine]:
     def make(name: str = "two tracks", dtype: str = "float32", quantization: str = "none", **changes: Any) -> CpuEngine:
@@ -86,17 +92,17 @@ def open_engine(tmp_path: Path) -> Callable[..., CpuEngine]:
             limits = BuildLimits(max_batch_size=3, max_seq_len=128, max_num_tokens=128)
             build(tmp_path / "checkpoint", tmp_path / "engine", BuildOptions(limits=limits))
         config, _ = open_bundle(tmp_path / "engine")
-        return CpuEngine(tmp_path / "engine", config, LocalCommunicator(), 12)
+        return CpuEngine(tmp_path / "engine", config, LocalCommunicator(), (12,) * len(groups_of(config)))
 
     return make
 
 
 def step(*sequences: tuple[int, int, int]) -> StepBatch:
-    """(slot, new tokens, past) each. A slot has four blocks of its own; its tokens follow from slot and position."""
+    """(slot, new tokens, past) each. A slot has four columns of its own; its tokens follow from slot and position."""
     tokens, slices = [], []
     for slot, count, past in sequences:
         tokens += [(7 * slot + 3 * position) % 97 for position in range(past, past + count)]
-        blocks = () if past else tuple(range(4 * slot, 4 * slot + 4))
+        blocks = () if past else (tuple(range(4 * slot, 4 * slot + 4)),)
         slices.append(SequenceSlice(slot=slot, num_tokens=count, past=past, blocks=blocks))
     return StepBatch.with_whole_rows(torch.tensor(tokens), tuple(slices), torch.arange(len(tokens)))
 
@@ -110,7 +116,16 @@ STEPS = (
 
 
 def forward(engine: CpuEngine, batch: StepBatch) -> torch.Tensor:
-    logits = engine.forward(batch)
+    """Every group has its blocks in another order."""
+    sequences = tuple(
+        replace(
+            piece, blocks=tuple(piece.blocks[0][i:] + piece.blocks[0][:i] for i in range(len(groups_of(engine.config))))
+        )
+        if piece.blocks
+        else piece
+        for piece in batch.sequences
+    )
+    logits = engine.forward(replace(batch, sequences=sequences))
     assert logits is not None
     return logits.whole_rows()
 

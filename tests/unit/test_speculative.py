@@ -95,7 +95,7 @@ def answers(
     sequences = [core.add(request) for request in requests()]
     while core.has_work():
         core.step()
-    assert core._blocks.num_used == 0
+    assert core._space.num_used == 0
     return sequences, core
 
 
@@ -165,7 +165,9 @@ def test_a_draft_engine_changes_nothing(
 ) -> None:
     draft = drafts[name]
     check_draft(draft.config, engine.config, SpeculativeConfig(method="draft", draft_engine_dir="d"))
-    model = DraftModel(draft.config, 12, alone(draft))
+    options = RuntimeOptions(max_tokens_in_paged_kv_cache=12 * 32, guesses_ahead=4)
+    space = options.kv_space(draft.config, shares_blocks=True)
+    model = DraftModel(draft.config, space, alone(draft))
     found, core = answers(engine, RuntimeOptions(), InPlaceProposer(model, 4))
     assert_same(found, plain)
     stats, scheduler = core._stats, model._scheduler
@@ -174,7 +176,7 @@ def test_a_draft_engine_changes_nothing(
         assert stats.accepted_tokens == stats.drafted_tokens
     if name == "coarse":
         assert 0 < stats.accepted_tokens < stats.drafted_tokens
-    assert (scheduler.num_running, scheduler.num_waiting, scheduler._blocks.num_used) == (0, 0, 0)
+    assert (scheduler.num_running, scheduler.num_waiting, scheduler._space.num_used) == (0, 0, 0)
 
 
 def test_ngrams_change_nothing(engine: Engine, plain: list[Sequence]) -> None:
@@ -190,7 +192,7 @@ def test_a_cancelled_sequence_is_forgotten(engine: Engine, plain: list[Sequence]
     core.step()
     core.cancel(sequence)
     assert oracle.forgotten == [0]
-    assert core._blocks.num_used == 0
+    assert core._space.num_used == 0
 
 
 @given(text=st.lists(st.integers(0, 3), max_size=40), size=st.integers(1, 4), count=st.integers(1, 5))
@@ -262,12 +264,17 @@ def test_reused_prefixes_give_the_very_same_logits(engine: Engine) -> None:
     class Watching:
         def __init__(self) -> None:
             self.config, self.comm = engine.config, engine.comm
+            self.num_passes, self.shares_blocks = 0, True
 
         def forward(self, batch: object) -> Logits | None:
             logits = engine.forward(batch)  # type: ignore[arg-type]
             assert logits is not None
+            self.num_passes += 1
             seen.extend(row for row in logits.rows if isinstance(row, torch.Tensor))
             return logits
+
+        def close(self) -> None:
+            return
 
     common, params = tuple(i % 13 for i in range(70)), SamplingParams(max_tokens=5, temperature=1.0, seed=1)
     rows = []

@@ -18,7 +18,7 @@
 extern "C" {
 #endif
 
-#define PT_PROGRAM_ABI_VERSION 1
+#define PT_PROGRAM_ABI_VERSION 2
 
 typedef enum pt_program_kind {
   PT_PROGRAM_EMBED = 0,
@@ -85,6 +85,7 @@ typedef struct pt_program_attend {
   int64_t window;
   int32_t num_heads;
   float scale;
+  int32_t batch; /* which of the step's batches */
 } pt_program_attend;
 
 typedef struct pt_program_op {
@@ -93,8 +94,10 @@ typedef struct pt_program_op {
 } pt_program_op;
 
 typedef struct pt_program_step {
-  const int64_t* token_ids; /* [batch->total_tokens] */
-  const pt_ragged_batch* batch;
+  const int64_t* token_ids; /* [total_tokens of a batch] */
+  /* [num_batches], at least one: the same tokens, each with the block tables of the layers that see equally far. */
+  const pt_ragged_batch* const* batches;
+  int32_t num_batches;
   int32_t num_threads;
 } pt_program_step;
 

@@ -22,7 +22,6 @@ void check(int status, const char* (*last_error)()) {
 // What every operation of a step shares.
 struct Step {
   const pt_program_step& given;
-  const pt_ragged_batch& batch;
   int num_tokens;
   const std::vector<int64_t>& positions;
 };
@@ -63,8 +62,11 @@ void run(const pt_program_qk_norm_rope& op, const Step& step) {
 
 void run(const pt_program_attend& op, const Step& step) {
   const int threads = step.given.num_threads;
-  check(pt_attention_write(op.cache, &step.batch, &op.key, &op.value, threads), pt_attention_last_error);
-  check(pt_attention_attend(op.cache, &step.batch, &op.query, op.num_heads, op.window, op.scale, &op.out, threads),
+  PT_PROGRAM_REQUIRE(op.batch >= 0 && op.batch < step.given.num_batches, "attend: batch is %d, expected 0 to %d",
+                     op.batch, step.given.num_batches - 1);
+  const pt_ragged_batch* batch = step.given.batches[op.batch];
+  check(pt_attention_write(op.cache, batch, &op.key, &op.value, threads), pt_attention_last_error);
+  check(pt_attention_attend(op.cache, batch, &op.query, op.num_heads, op.window, op.scale, &op.out, threads),
         pt_attention_last_error);
 }
 
@@ -112,12 +114,19 @@ int pt_program_abi_version(void) noexcept { return PT_PROGRAM_ABI_VERSION; }
 int pt_program_run(const pt_program_op* ops, size_t num_ops, const pt_program_step* step, double* seconds) noexcept {
   return pt::guarded([&] {
     PT_PROGRAM_REQUIRE(ops != nullptr && step != nullptr && seconds != nullptr, "ops, step or seconds is null");
-    PT_PROGRAM_REQUIRE(step->batch != nullptr && step->token_ids != nullptr, "the step's batch or token ids are null");
-    PT_PROGRAM_REQUIRE(step->batch->total_tokens >= 0 && step->batch->num_sequences >= 0, "a step of %d tokens",
-                       step->batch->total_tokens);
+    PT_PROGRAM_REQUIRE(step->batches != nullptr && step->token_ids != nullptr, "a step's batches or tokens are null");
+    PT_PROGRAM_REQUIRE(step->num_batches > 0, "a step of %d batches, expected at least one", step->num_batches);
+    for (int i = 0; i < step->num_batches; ++i) {
+      PT_PROGRAM_REQUIRE(step->batches[i] != nullptr, "batch %d is null", i);
+      PT_PROGRAM_REQUIRE(step->batches[i]->total_tokens == step->batches[0]->total_tokens,
+                         "batch %d has %d tokens, the first %d", i, step->batches[i]->total_tokens,
+                         step->batches[0]->total_tokens);
+    }
+    const pt_ragged_batch& batch = *step->batches[0];
+    PT_PROGRAM_REQUIRE(batch.total_tokens >= 0 && batch.num_sequences >= 0, "a step of %d tokens", batch.total_tokens);
     static thread_local std::vector<int64_t> positions;  // kept: a step runs several lists
-    find_positions(*step->batch, positions);
-    const Step shared{*step, *step->batch, step->batch->total_tokens, positions};
+    find_positions(batch, positions);
+    const Step shared{*step, batch.total_tokens, positions};
     double before = now();
     for (size_t i = 0; i < num_ops; ++i) {
       dispatch(ops[i], shared);

@@ -63,7 +63,7 @@ def build_ranks(
 
 
 def open_engine(
-    folder: Path, config: EngineConfig, comm: Communicator, num_blocks: int, kv_cache_dtype: str = "auto"
+    folder: Path, config: EngineConfig, comm: Communicator, num_blocks: tuple[int, ...], kv_cache_dtype: str = "auto"
 ) -> TensorrtEngine:
     """Loads this rank's engine on its GPU. The linear cache has its size from the build: `num_blocks` is not used."""
     if kv_cache_dtype != "auto":

@@ -100,6 +100,6 @@ def engine_json(config: EngineConfig, folder: Path) -> dict[str, Any]:
 
 
 def open_engine(
-    folder: Path, config: EngineConfig, comm: Communicator, num_blocks: int, kv_cache_dtype: str = "auto"
+    folder: Path, config: EngineConfig, comm: Communicator, num_blocks: tuple[int, ...], kv_cache_dtype: str = "auto"
 ) -> Any:
     raise runs_elsewhere(folder, config.checkpoint.world_size)

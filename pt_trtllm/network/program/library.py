@@ -16,7 +16,7 @@ LIBRARY_NAME = "libpt_program.so"
 KINDS = ("embed", "linear", "rms_norm", "add", "qk_norm_rope", "attend")
 """In the order of `pt_program_kind`."""
 
-_ABI_VERSION = 1
+_ABI_VERSION = 2
 
 
 class EmbedWork(ctypes.Structure):
@@ -65,6 +65,7 @@ class AttendWork(ctypes.Structure):
         ("window", ctypes.c_int64),
         ("num_heads", ctypes.c_int32),
         ("scale", ctypes.c_float),
+        ("batch", ctypes.c_int32),
     )
 
 
@@ -80,7 +81,12 @@ class OpEntry(ctypes.Structure):
 
 
 class Step(ctypes.Structure):
-    _fields_ = (("token_ids", ctypes.c_void_p), ("batch", ctypes.c_void_p), ("num_threads", ctypes.c_int32))
+    _fields_ = (
+        ("token_ids", ctypes.c_void_p),
+        ("batches", ctypes.c_void_p),
+        ("num_batches", ctypes.c_int32),
+        ("num_threads", ctypes.c_int32),
+    )
 
 
 def library_path() -> Path:

@@ -8,8 +8,8 @@ import torch
 
 from pt_trtllm.errors import EngineError
 from pt_trtllm.network.attention_library import DTYPES, NORMS, ROPES, Prologue, Rows, rows_of, weight_of
+from pt_trtllm.network.kv_cache import NativeKvCache
 from pt_trtllm.network.native_linear import NativeLinear
-from pt_trtllm.network.paged_kv import PagedKvCache
 from pt_trtllm.network.program.buffers import Buffers
 from pt_trtllm.network.program.library import (
     AddWork,
@@ -28,7 +28,7 @@ from pt_trtllm.network.torch_ops import RankWeights
 class Lowering:
     """Pointers go into `weights`, `buffers` and `cache`: they must outlive what is made here."""
 
-    def __init__(self, weights: RankWeights, buffers: Buffers, cache: PagedKvCache) -> None:
+    def __init__(self, weights: RankWeights, buffers: Buffers, cache: NativeKvCache) -> None:
         self._weights, self._buffers, self._cache = weights, buffers, cache
 
     def lower(self, op: Op) -> list[Work]:
@@ -102,6 +102,7 @@ class Lowering:
         return AttendWork(
             self._cache.layer_address(spec.layer_idx), _rows(query), _rows(key), _rows(value), _rows(out),
             -1 if spec.window is None else spec.window, spec.num_heads, 1 / math.sqrt(spec.head_dim),
+            self._cache.group_of(spec.layer_idx),
         )  # fmt: skip
 
     def _out(self, op: Op) -> torch.Tensor:

@@ -65,7 +65,7 @@ class Program:
         self._seconds = (ctypes.c_double * len(KINDS))()
         self._parts: list[KernelList | BoundCall] = []
         self._bound_tokens = -1
-        lowering, works = Lowering(weights, self._buffers, cache.paged), list[Work]()
+        lowering, works = Lowering(weights, self._buffers, cache), list[Work]()
         for op in graph.ops:
             if not isinstance(op, Call):
                 works += lowering.lower(op)
@@ -80,7 +80,9 @@ class Program:
         """The logits, as `graph.logits` gives them. `graph` has begun the step."""
         token_ids = graph.batch.token_ids
         num_tokens = len(token_ids)
-        step = Step(token_ids.data_ptr(), self._cache.ragged.address, torch.get_num_threads())
+        ragged = self._cache.ragged
+        batches = (ctypes.c_void_p * len(ragged))(*(batch.address for batch in ragged))
+        step = Step(token_ids.data_ptr(), ctypes.addressof(batches), len(ragged), torch.get_num_threads())
         if num_tokens != self._bound_tokens:  # decoding, it seldom changes
             self._bind(num_tokens)
         result = token_ids

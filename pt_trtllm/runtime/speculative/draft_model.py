@@ -12,10 +12,9 @@ from dataclasses import dataclass
 
 from pt_trtllm.engine.bundle import EngineConfig
 from pt_trtllm.errors import PtError
-from pt_trtllm.network.kv_cache import BLOCK_TOKENS
 from pt_trtllm.network.logits import Logits
 from pt_trtllm.network.step import StepBatch
-from pt_trtllm.runtime.kv_blocks import BlockManager
+from pt_trtllm.runtime.kv_space import KvSpace
 from pt_trtllm.runtime.request import Request, Sequence
 from pt_trtllm.runtime.sampling import Sampler
 from pt_trtllm.runtime.scheduler import Scheduler
@@ -44,9 +43,10 @@ class Mirror:
 class DraftModel:
     """Runs the draft engine for any number of mirrors. `forward` makes one pass over the draft's ranks."""
 
-    def __init__(self, config: EngineConfig, num_blocks: int, forward: Forward) -> None:
+    def __init__(self, config: EngineConfig, space: KvSpace, forward: Forward) -> None:
+        """`space` has room for mirrors that lead by as many tokens as `advance` is asked for."""
         self._config, self._forward = config, forward
-        self._scheduler = Scheduler(config.limits, BlockManager(num_blocks, BLOCK_TOKENS))
+        self._scheduler = Scheduler(config.limits, space)
         self._num_mirrors = 0
 
     def start(self, request: Request, seed: int) -> Mirror | None:

@@ -36,6 +36,7 @@ def open_proposer(engine: Engine, options: RuntimeOptions) -> tuple[Proposer | N
     folder = Path(config.draft_engine_dir)
     draft_config, _ = open_bundle(folder)
     check_draft(draft_config, engine.config, config)
+    ahead = config.max_draft_len * (2 if config.draft_placement == "own_ranks" else 1)
     own = dataclasses.replace(
         options,
         max_tokens_in_paged_kv_cache=0,
@@ -43,6 +44,7 @@ def open_proposer(engine: Engine, options: RuntimeOptions) -> tuple[Proposer | N
         trace_file="",
         fusion_codec="none",
         fusion_delta=False,
+        guesses_ahead=ahead,
     )
     if config.draft_placement == "own_ranks":
         return (_own_ranks(folder, config, own) if comm.rank == 0 else None), []
@@ -54,7 +56,7 @@ def open_proposer(engine: Engine, options: RuntimeOptions) -> tuple[Proposer | N
     else:
         draft, own = open_engine(folder, draft_config, connect(draft_config.mapping), own)
         forward = together(draft, comm, DRAFT)
-    model = DraftModel(draft_config, own.num_blocks(draft_config), forward)
+    model = DraftModel(draft_config, own.kv_space(draft_config, shares_blocks=draft.shares_blocks), forward)
     return (InPlaceProposer(model, config.max_draft_len) if comm.rank == 0 else None), [draft]
 
 
@@ -97,6 +99,5 @@ def together(draft: Engine, comm: Communicator, number: int) -> Forward:
 def _own_ranks(folder: Path, config: SpeculativeConfig, options: RuntimeOptions) -> Proposer:
     from pt_trtllm.runtime.speculative.own_ranks import DraftWorld, OwnRanksProposer
 
-    options = dataclasses.replace(options, guesses_ahead=2 * config.max_draft_len)
     hostfile = Path(config.draft_hostfile) if config.draft_hostfile else None
     return OwnRanksProposer(DraftWorld(folder, options, hostfile), config.max_draft_len)
