@@ -12,7 +12,9 @@ from pt_trtllm.network.native_linear import load_library
 from pt_trtllm.trace import CallTimer, Span
 
 OWN_WORK = ("messages", "draft", "schedule", "sample", "report")
-"""Laps of rank 0 while the others have nothing to do."""
+"""Laps of rank 0 outside the pass that all ranks make."""
+BEGINNING = ("messages", "draft", "schedule")
+"""What a step starts with, in this order, where there is any of it."""
 TIMELINE_STEPS = 3
 EMPTY_CALLS = 20_000
 
@@ -48,11 +50,13 @@ def decode_steps(spans: Sequence[Span], batch: int) -> list[list[Span]]:
     """Steps of rank 0 that computed one token for each of `batch` sequences: all their spans."""
     steps, current = [], list[Span]()
     for span in spans:
-        if span.name == "schedule":
+        goes_on = span.name != "messages" and current and current[-1].name in BEGINNING
+        if span.name in BEGINNING and not goes_on:
             current = []
         current.append(span)
-        if span.name == "report" and any(s.name == "forward" and s.tokens == batch for s in current):
+        if span.name == "sample" and any(s.name == "forward" and s.tokens == batch for s in current):
             steps.append(current)
+            current = []
     return steps
 
 

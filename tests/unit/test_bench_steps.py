@@ -27,15 +27,15 @@ pytestmark = pytest.mark.unit
 
 
 def step(start: float, tokens: int) -> list[Span]:
-    """10 ms: schedule 1, broadcast 1, forward 6 (fusion 2 of it, kernels 3 in 100 calls), sample 1, report 1."""
-    at = [start + 1e-3 * offset for offset in (0, 1, 2, 4, 6, 8, 9, 10)]
+    """10 ms: schedule 1, broadcast 1, report 1, forward 6 (fusion 2 of it, kernels 3 in 100 calls), sample 1."""
+    at = [start + 1e-3 * offset for offset in (0, 1, 2, 3, 5, 7, 9, 10)]
     return [
         Span("schedule", at[0], at[1]),
         Span("broadcast", at[1], at[2]),
-        Span("track_fusion", at[3], at[4]),
-        Span("forward", at[2], at[5], tokens, kernel_s=3e-3, kernel_calls=100),
-        Span("sample", at[5], at[6]),
-        Span("report", at[6], at[7]),
+        Span("report", at[2], at[3]),
+        Span("track_fusion", at[4], at[5]),
+        Span("forward", at[3], at[6], tokens, kernel_s=3e-3, kernel_calls=100),
+        Span("sample", at[6], at[7]),
     ]
 
 
@@ -56,10 +56,20 @@ def test_steps_of_a_batch_are_found_and_divided() -> None:
     assert step_times(decode_steps(RANK0, 2), 0.0) is None
 
 
+def test_what_comes_before_a_step_belongs_to_it_and_the_last_report_to_none() -> None:
+    def called(*names: str) -> list[Span]:
+        return [Span(name, 0.0, 1.0, tokens=int(name == "forward")) for name in names]
+
+    first = called("draft", "schedule", "broadcast", "report", "forward", "sample")
+    idle = called("report", "messages")
+    second = called("messages", "schedule", "broadcast", "report", "forward", "sample")
+    assert decode_steps([*first, *idle, *second, *called("report")], 1) == [first, second]
+
+
 def test_a_timeline_shows_steps_from_the_middle_on_all_ranks() -> None:
     rank1 = [Span("broadcast", 0.0, 0.012), Span("forward", 0.012, 0.018, 1), Span("forward", 0.052, 0.058, 8)]
     bars = timeline({"rank 0": RANK0, "rank 1": rank1}, 1)
-    assert [bar.name for bar in bars["rank 0"][:4]] == ["schedule", "broadcast", "forward", "track_fusion"]
+    assert [bar.name for bar in bars["rank 0"][:5]] == ["schedule", "broadcast", "report", "forward", "track_fusion"]
     assert bars["rank 0"][-1].start + bars["rank 0"][-1].duration == pytest.approx(30_000)
     assert [(bar.name, round(bar.start), round(bar.duration)) for bar in bars["rank 1"]] == [
         ("broadcast", 0, 2000),
