@@ -44,6 +44,10 @@ DEFAULTS = DeployOptions()
 )  # fmt: skip
 @click.option("--preprocessing-instances", type=int, default=1, show_default=True, help="Processes.")
 @click.option("--postprocessing-instances", type=int, default=1, show_default=True, help="Processes.")
+@click.option(
+    "--bls-instances", type=int, default=DEFAULTS.bls_instances, show_default=True,
+    help="Processes, and so requests that tensorrt_llm_bls answers at the same time.",
+)  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace an existing output folder.")
 def command(engine_dir: Path, tokenizer_dir: Path | None, model_repository: Path, **options: Any) -> None:
     """Write a Triton model repository for an engine and a tokenizer."""

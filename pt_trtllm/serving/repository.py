@@ -35,6 +35,8 @@ class DeployOptions:
     hostfile: Path | None = None
     preprocessing_instances: int = 1
     postprocessing_instances: int = 1
+    bls_instances: int = 4
+    """Requests that `tensorrt_llm_bls` answers at the same time; each is a process."""
     step_timeout_s: float = 60.0
     """An engine that makes no progress for so long while it has work is restarted."""
     force: bool = False
@@ -46,6 +48,7 @@ class DeployOptions:
             "max_tokens_in_paged_kv_cache": 0,
             "preprocessing_instances": 1,
             "postprocessing_instances": 1,
+            "bls_instances": 1,
         }
         problems = [
             f"{name} is {getattr(self, name)}, expected at least {low}"
@@ -117,7 +120,7 @@ def _configs(engine_dir: Path, tokenizer_dir: Path, options: DeployOptions, is_t
             "tensorrt_llm_bls": configs.bls_model(
                 max_batch_size=batch,
                 parameters={**text, **exclude, "core_makes_text": _flag(with_private)},
-                instances=1,
+                instances=options.bls_instances,
                 with_private=with_private,
             ),
         }.items()

@@ -87,7 +87,7 @@ def test_http_generate_and_generate_stream(server: TritonServer, llm: LLM, model
     events = server_sent_events(post(f"{url}/generate_stream", nested)[1])
     assert "".join(event["text_output"] for event in events) == expected.text
     assert events[-1]["finish_reason"] == "length"
-    assert len(events) == 10
+    assert 1 < len(events) <= 10  # tokens that are ready together travel together
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -158,14 +158,14 @@ def test_the_three_steps_by_hand_give_the_ensembles_text(server: TritonServer, c
         ({"temperature": -1.0}, "temperature is -1.0, expected 0 or more"),
         ({"beam_width": 4}, "beam_width is 4, expected 1"),
         ({"text_input": ""}, ""),
-        ({"text_input": "word " * 400}, "exceeds maximum input length (255)"),
+        ({"text_input": "word " * 600}, "exceeds maximum input length (511)"),
         ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
         ({"lora_task_id": 3}, "does not support LoRA"),
         ({"num_return_sequences": 100000}, "expected 1 to 128"),
         ({"timeout_s": -1.0}, "timeout_s is -1.0, expected above 0"),
         ({"embedding_bias_words": ["a", "b"], "embedding_bias_weights": [1.0]}, "expected as many of both"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:40],
 )
 def test_bad_values_are_refused_with_a_reason(server: TritonServer, body: dict[str, Any], message: str) -> None:
     for model in MODELS:

@@ -1,13 +1,13 @@
 """The `tensorrt_llm_bls` model: preprocessing and the core called from Python, text made here.
 
-Every request runs in a thread of its own: one instance serves many. It works with any core; TensorRT-LLM's sends tokens
-only, and their text grows here with all tokens before them in view.
+An instance answers one request after the other: Triton's Python backend has crashed when several threads of one process
+ask other models at once. So the model has several instances. It works with any core; TensorRT-LLM's sends tokens only,
+and their text grows here with all tokens before them in view.
 """
 
 from __future__ import annotations
 
 import json
-import threading
 import time
 import uuid
 from collections import defaultdict
@@ -46,30 +46,23 @@ class BlsModel:
         self._core = values.get("tensorrt_llm_model_name", "tensorrt_llm")
         self._exclude = flag(values.get("exclude_input_in_output"), False, "exclude_input_in_output")
         self._with_private = flag(values.get("core_makes_text"), False, "core_makes_text")
-        self._threads: set[threading.Thread] = set()
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
-            thread = threading.Thread(target=self._answer, args=(request, request.get_response_sender()), daemon=True)
-            self._threads.add(thread)
-            thread.start()
-
-    def finalize(self) -> None:
-        for thread in list(self._threads):
-            thread.join()
+            self._answer(request, request.get_response_sender())
 
     def _answer(self, request: Any, sender: Any) -> None:
-        """This thread alone talks to the sender, which may not be asked anything after the final response."""
+        """The sender may not be asked anything after the final response."""
         last = None
         try:
-            self._chain(request, sender)
+            if not sender.is_cancelled():
+                self._chain(request, sender)
         except Exception as error:  # whatever it is, the client must hear of it
             last = error_response(error)
         if last is None:
             sender.send(flags=FINAL)
         else:
             sender.send(last, flags=FINAL)
-        self._threads.discard(threading.current_thread())
 
     def _chain(self, request: Any, sender: Any) -> None:
         for name in ("num_draft_tokens", "use_draft_logits"):
