@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
+from pt_trtllm import __version__
 from pt_trtllm.cli.main import COMMANDS, cli
 from pt_trtllm.errors import PtError
 from pt_trtllm.testing.cli import check_cli, refusal, run_cli
@@ -29,6 +32,15 @@ def engine_dir(make_source: MakeSource, tmp_path: Path) -> Path:
     result = invoke("build", "--checkpoint-dir", tmp_path / "checkpoint", "--output-dir", tmp_path / "engine", *options)
     assert result.exit_code == 0, result.output
     return tmp_path / "engine"
+
+
+def test_the_installed_command_works() -> None:
+    for command in ([Path(sys.executable).parent / "pt-trtllm"], [sys.executable, "-m", "pt_trtllm.cli.main"]):
+        version = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=60, check=True)
+        assert version.stdout == f"pt-trtllm, version {__version__}\n"
+        wrong = subprocess.run([*command, "no-such-command"], capture_output=True, text=True, timeout=60, check=False)
+        assert (wrong.returncode, wrong.stdout) == (2, "")
+        assert wrong.stderr.startswith("pt-trtllm: error: No such command 'no-such-command'")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
