@@ -1,7 +1,10 @@
 #!/usr/bin/env python3
 """What serving costs: streams from a Triton server against streams from `LLM` on the same engine.
 
-Usage: scripts/bench_serving.py ENGINE_DIR [--streams 1,8] [--max-tokens N] [--prompt-len N] [--repeats N] [--json FILE]
+Usage: scripts/bench_serving.py (ENGINE_DIR | --shape large) [--streams 1,8] [--max-tokens N] [--prompt-len N]
+       [--repeats N] [--json FILE]
+
+A shape is one of `pt-trtllm bench`: parallel tracks of random weights over two ranks, with the example's tokenizer.
 
 Both sides ask with the same token ids, ignore end tokens, and take turns, so that a busy machine disturbs both alike.
 TTFT is from asking to the first token, TPOT the mean time between an answer's tokens from there; medians over answers.
@@ -13,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import shutil
 import statistics
 import tempfile
 import time
@@ -21,10 +25,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pt_trtllm import LLM, SamplingParams
+from pt_trtllm.bench.shapes import SHAPES, ShapeOptions, make_engines
+from pt_trtllm.engine.bundle import BuildLimits
 from pt_trtllm.serving.client import Client
 from pt_trtllm.serving.repository import DeployOptions, deploy
 from pt_trtllm.serving.server import ServerOptions, TritonServer
 
+EXAMPLE = Path(__file__).parents[1] / "examples/tiny-pt"
 Times = list[float]
 """When each token arrived, in seconds after asking."""
 
@@ -61,7 +68,9 @@ def summary(answers: list[Times]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("engine_dir", type=Path)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("engine_dir", type=Path, nargs="?")
+    what.add_argument("--shape", choices=SHAPES)
     parser.add_argument("--streams", default="1,8")
     parser.add_argument("--prompt-len", type=int, default=64)
     parser.add_argument("--max-tokens", type=int, default=128)
@@ -70,9 +79,10 @@ def main() -> None:
     given = parser.parse_args()
     params = SamplingParams(max_tokens=given.max_tokens, ignore_eos=True)
     with tempfile.TemporaryDirectory() as work:
-        deploy(given.engine_dir, None, Path(work) / "repository", DeployOptions(enable_block_reuse=False))
+        engine_dir = given.engine_dir or random_engine(given.shape, Path(work))
+        deploy(engine_dir, None, Path(work) / "repository", DeployOptions(enable_block_reuse=False))
         options = ServerOptions(grpc_port=0, http_port=0, metrics_port=0)
-        with TritonServer(Path(work) / "repository", options) as server, LLM(given.engine_dir) as llm:
+        with TritonServer(Path(work) / "repository", options) as server, LLM(engine_dir) as llm:
             rows = [measure(server, llm, int(count), params, given) for count in given.streams.split(",")]
     print(f"{'streams':>7} {'path':<18} {'TTFT ms':>9} {'TPOT ms':>9} {'TTFT added':>11} {'TPOT added':>11}")
     for row in rows:
@@ -104,6 +114,15 @@ def measure(server: TritonServer, llm: LLM, streams: int, params: SamplingParams
             times = ask(prompts, texts)
             answers[name] += times if repeat else []  # the first round warms up
     return {"streams": streams, "paths": {name: summary(times) for name, times in answers.items()}}
+
+
+def random_engine(shape: str, folder: Path) -> Path:
+    limits = BuildLimits(max_batch_size=8, max_seq_len=512, max_num_tokens=512)
+    ((_, engine_dir),) = make_engines(ShapeOptions(shape=SHAPES[shape], models=("pt",)), limits, folder)
+    (engine_dir / "tokenizer").mkdir()
+    for path in EXAMPLE.glob("tokenizer*.json"):
+        shutil.copy(path, engine_dir / "tokenizer")
+    return engine_dir
 
 
 def words(number: int, length: int) -> str:
