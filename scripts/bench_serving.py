@@ -2,11 +2,12 @@
 """What serving costs: streams from a Triton server against streams from `LLM` on the same engine.
 
 Usage: scripts/bench_serving.py (ENGINE_DIR | --shape large) [--streams 1,8] [--max-tokens N] [--prompt-len N]
-       [--repeats N] [--json FILE]
+       [--apart-ms MS] [--world-size N] [--repeats N] [--json FILE]
 
-A shape is one of `pt-trtllm bench`: parallel tracks of random weights over two ranks, with the example's tokenizer.
+A shape is one of `pt-trtllm bench`: random weights, parallel tracks over two ranks, with the example's tokenizer.
 
-Both sides ask with the same token ids, ignore end tokens, and take turns, so that a busy machine disturbs both alike.
+Streams of one round begin --apart-ms after each other on both sides, so that both batch them alike. Both sides ask with
+the same token ids, ignore end tokens, and take turns, so that a busy machine disturbs both alike.
 TTFT is from asking to the first token, TPOT the mean time between an answer's tokens from there; medians over answers.
 Every number comes from a client's side: one thread per stream for the server, one coroutine per stream for `LLM`.
 """
@@ -36,9 +37,12 @@ Times = list[float]
 """When each token arrived, in seconds after asking."""
 
 
-def served(url: str, model: str, prompts: list[list[int]], texts: list[str], params: SamplingParams) -> list[Times]:
+def served(
+    url: str, model: str, prompts: list[list[int]], texts: list[str], params: SamplingParams, apart_s: float
+) -> list[Times]:
     def ask(index: int) -> Times:
         with Client(url, model=model) as client:
+            time.sleep(index * apart_s)
             start, times = time.perf_counter(), []
             for chunk in client.stream(prompts[index] if model == "tensorrt_llm" else texts[index], params):
                 times += [time.perf_counter() - start] * len(chunk.token_ids)
@@ -48,13 +52,14 @@ def served(url: str, model: str, prompts: list[list[int]], texts: list[str], par
         return list(pool.map(ask, range(len(prompts))))
 
 
-def in_process(llm: LLM, prompts: list[list[int]], params: SamplingParams) -> list[Times]:
-    async def ask(prompt: list[int]) -> Times:
+def in_process(llm: LLM, prompts: list[list[int]], params: SamplingParams, apart_s: float) -> list[Times]:
+    async def ask(index: int, prompt: list[int]) -> Times:
+        await asyncio.sleep(index * apart_s)
         start = time.perf_counter()
         return [time.perf_counter() - start async for _ in llm.generate_async(prompt, params)]
 
     async def everyone() -> list[Times]:
-        return await asyncio.gather(*map(ask, prompts))
+        return await asyncio.gather(*(ask(index, prompt) for index, prompt in enumerate(prompts)))
 
     return asyncio.run(everyone())
 
@@ -74,12 +79,14 @@ def main() -> None:
     parser.add_argument("--streams", default="1,8")
     parser.add_argument("--prompt-len", type=int, default=64)
     parser.add_argument("--max-tokens", type=int, default=128)
+    parser.add_argument("--apart-ms", type=float, default=0.0)
+    parser.add_argument("--world-size", type=int, default=2, help="of a shape; 1 makes a plain model")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     params = SamplingParams(max_tokens=given.max_tokens, ignore_eos=True)
     with tempfile.TemporaryDirectory() as work:
-        engine_dir = given.engine_dir or random_engine(given.shape, Path(work))
+        engine_dir = given.engine_dir or random_engine(given.shape, given.world_size, Path(work))
         deploy(engine_dir, None, Path(work) / "repository", DeployOptions(enable_block_reuse=False))
         options = ServerOptions(grpc_port=0, http_port=0, metrics_port=0)
         with TritonServer(Path(work) / "repository", options) as server, LLM(engine_dir) as llm:
@@ -96,11 +103,12 @@ def main() -> None:
 
 def measure(server: TritonServer, llm: LLM, streams: int, params: SamplingParams, given: argparse.Namespace) -> dict:
     """One row per number of streams; prompts differ from each other and between repeats, so nothing is reused."""
+    apart_s = given.apart_ms / 1e3
     paths: dict[str, Callable[[list[list[int]], list[str]], list[Times]]] = {
-        "in process": lambda prompts, _: in_process(llm, prompts, params),
+        "in process": lambda prompts, _: in_process(llm, prompts, params, apart_s),
         **{
             f"Triton {model}": lambda prompts, texts, model=model: served(
-                server.grpc_url, model, prompts, texts, params
+                server.grpc_url, model, prompts, texts, params, apart_s
             )
             for model in ("tensorrt_llm", "ensemble")
         },
@@ -116,9 +124,11 @@ def measure(server: TritonServer, llm: LLM, streams: int, params: SamplingParams
     return {"streams": streams, "paths": {name: summary(times) for name, times in answers.items()}}
 
 
-def random_engine(shape: str, folder: Path) -> Path:
+def random_engine(shape: str, world_size: int, folder: Path) -> Path:
     limits = BuildLimits(max_batch_size=8, max_seq_len=512, max_num_tokens=512)
-    ((_, engine_dir),) = make_engines(ShapeOptions(shape=SHAPES[shape], models=("pt",)), limits, folder)
+    models = ("pt",) if world_size > 1 else ("one",)
+    options = ShapeOptions(shape=SHAPES[shape], models=models, world_size=world_size)
+    ((_, engine_dir),) = make_engines(options, limits, folder)
     (engine_dir / "tokenizer").mkdir()
     for path in EXAMPLE.glob("tokenizer*.json"):
         shutil.copy(path, engine_dir / "tokenizer")

@@ -2,7 +2,7 @@
 
 python scripts/bench_step.py [--shape small] [--world-size 2] [--batch 1 8] [--steps 200] [--plain] [--json FILE]
 
-Makes a parallel-track engine of random weights and starts the ranks with mpirun, each bound to its cores. Rank 0 steps
+Makes an engine of random weights, of parallel tracks for several ranks, and starts the ranks with mpirun, each bound to its cores. Rank 0 steps
 its `EngineCore`: scheduling, broadcast, forward pass, sampling. Kernels are timed where they are called in the program
 library (and around the head's product); collectives by the communicator, waiting for the other ranks included. Shown
 are medians over steps, and the fastest step; `outside kernels` leaves collectives out, so that waiting on a busy
@@ -67,7 +67,7 @@ def run_rank(engine_dir: Path, options: argparse.Namespace) -> None:
     head = TimedLinear(engine.weights.head)
     object.__setattr__(engine.weights, "head", head)
     if comm.rank:
-        follow(engine)
+        follow([engine])
     else:
         core = EngineCore(engine, runtime)
         results = [measure(core, engine, head, batch, options) for batch in options.batch]
@@ -144,9 +144,10 @@ def main() -> None:
         limits = BuildLimits(max_batch_size=max(options.batch), max_seq_len=options.prompt_len + options.steps + 64)
         shape = ShapeOptions(
             shape=SHAPES[options.shape],
+            models=("pt",) if options.world_size > 1 else ("one",),
             world_size=options.world_size,
             sync_intervals=(options.sync_interval,),
-            quantization=Quantization(method=options.quantization),
+            quantizations=(Quantization(method=options.quantization),),
         )
         engines = dict(make_engines(shape, limits, Path(folder)))
         for name, engine_dir in engines.items():

@@ -140,7 +140,7 @@ class CpuEngine:
         """The logits on rank 0, nothing elsewhere."""
         self.num_passes += 1
         graph = TorchGraph(self.weights, self.cache, self.comm, batch, self.mapping.tracks_per_rank)
-        if self.program is not None and len(batch.token_ids) <= self.program.capacity:
+        if self.program is not None and batch.num_tokens <= self.program.capacity:
             gathered = self.program.run(graph)
         else:
             gathered = pt_decoder(graph, self.config.checkpoint.model, self.mapping)

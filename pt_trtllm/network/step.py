@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,5 +41,14 @@ class StepBatch:
         return cls(token_ids=token_ids, sequences=sequences, logit_rows=logit_rows, row_top_k=(0,) * len(logit_rows))
 
     @property
+    def num_tokens(self) -> int:
+        return sum(part.num_tokens for part in self.sequences)
+
+    @property
     def positions(self) -> torch.Tensor:
         return torch.cat([torch.arange(s.past, s.past + s.num_tokens) for s in self.sequences])
+
+
+def int64_tensor(values: Sequence[int]) -> torch.Tensor:
+    """What torch.tensor makes of a few numbers, in a fraction of its time."""
+    return torch.frombuffer(array("q", values), dtype=torch.int64) if values else torch.empty(0, dtype=torch.int64)

@@ -67,13 +67,13 @@ class EngineStats:
     running: int = 0
     waiting: int = 0
     seconds: float = 0.0
-    """Time in steps."""
+    """Time in steps, without what is counted as service."""
     seconds_to_first_token: float = 0.0
     """From the first step's start."""
     seconds_in_forward: float = 0.0
     seconds_in_broadcast: float = 0.0
     seconds_in_service: float = 0.0
-    """Between steps: taking requests, sending tokens."""
+    """Taking requests, sending tokens."""
     seconds_in_collectives: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
@@ -126,7 +126,7 @@ class EngineCore:
 
         `meanwhile` is called when the other ranks have begun.
         """
-        start = time.perf_counter()
+        start, reported = time.perf_counter(), self.trace.seconds["report"]
         self.trace.begin()
         if self._proposer is not None and (ready := self._scheduler.decoding()):
             self._proposer.propose(ready)
@@ -141,7 +141,7 @@ class EngineCore:
         meanwhile()
         self.trace.lap("report")
         logits = self._engine.forward(step.batch)
-        self.trace.lap("forward", len(step.batch.token_ids))
+        self.trace.lap("forward", step.batch.num_tokens)
         stats = self._stats
         stats.forward_passes += 1
         advanced = self._take_tokens(step, logits)
@@ -149,7 +149,7 @@ class EngineCore:
             if self._proposer is not None:
                 self._proposer.forget(sequence)
         self.trace.lap("sample")
-        stats.seconds += time.perf_counter() - start
+        stats.seconds += time.perf_counter() - start - (self.trace.seconds["report"] - reported)
         if advanced and not stats.seconds_to_first_token:
             stats.seconds_to_first_token = stats.seconds
         return advanced
@@ -205,4 +205,4 @@ def follow(engines: SequenceABC[Engine], trace: Tracer | None = None) -> None:
         number, batch = message
         trace.lap("broadcast")
         engines[number].forward(batch)
-        trace.lap("forward", len(batch.token_ids))
+        trace.lap("forward", batch.num_tokens)

@@ -29,6 +29,7 @@ class KvSpace:
         """`step_tokens` of all sequences go into a pass; `lead`: tokens a cache is ahead of those that are certain."""
         self.block_tokens, self.reuse = block_tokens, reuse
         self._groups, self._step_tokens, self._lead = tuple(groups), step_tokens, lead
+        self._has_windows = any(group.window is not None for group in groups)
         self._pools = [BlockManager(count) for count in num_blocks]
         assert len(self._pools) == len(self._groups)
         self.num_left_behind = 0
@@ -77,11 +78,13 @@ class KvSpace:
 
     def can_grow(self, held: HeldBlocks, num_tokens: int) -> bool:
         missing = self.columns(num_tokens) - held.num_columns
-        return missing <= min(pool.num_available for pool in self._pools)
+        return missing <= 0 or missing <= min(pool.num_available for pool in self._pools)
 
     def grow(self, held: HeldBlocks, num_tokens: int) -> None:
         """Columns for the first `num_tokens` tokens; the caller has checked `can_grow`."""
         missing = self.columns(num_tokens) - held.num_columns
+        if missing <= 0:
+            return
         for table, pool in zip(held.tables, self._pools, strict=True):
             table += [pool.allocate() for _ in range(missing)]
 
@@ -111,8 +114,7 @@ class KvSpace:
                 pool.release(table[end:])
                 del table[end:]
             held.num_told = min(held.num_told, end)
-        first = self._first_seen(certain)
-        if first != held.first:
+        if self._has_windows and (first := self._first_seen(certain)) != held.first:
             for table, begin, until, pool in zip(held.tables, held.first, first, self._pools, strict=True):
                 pool.release(table[begin:until])
                 table[begin:until] = [FREED] * (until - begin)

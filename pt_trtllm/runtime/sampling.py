@@ -41,6 +41,7 @@ class Sampler:
             self._seen[prompt_ids] = True
             self._counts = torch.zeros(vocab_size)
         bias = params.logit_bias or {}
+        self._changes_logits = bool(bias or self._penalised or params.bad_words_ids or guide is not None)
         self._biased = torch.tensor(list(bias), dtype=torch.int64)
         self._bias = torch.tensor(list(bias.values()), dtype=torch.float32)
         self._output: list[int] = []
@@ -48,8 +49,7 @@ class Sampler:
     def num_candidates(self, num_generated: int) -> int:
         """How many of the most likely tokens are enough to draw the next one; 0: the whole row is needed."""
         params = self.params
-        touches_logits = len(self._biased) or self._penalised or params.bad_words_ids or self.guide is not None
-        if touches_logits or (num_generated < params.min_tokens and self._end_ids):
+        if self._changes_logits or (num_generated < params.min_tokens and self._end_ids):
             return 0
         count = 1 if params.is_greedy else params.top_k or 0
         return count if count <= MAX_CANDIDATES else 0

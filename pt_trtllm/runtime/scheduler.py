@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from bisect import insort
 from dataclasses import dataclass
 
-import torch
-
 from pt_trtllm.engine.bundle import BuildLimits
 from pt_trtllm.errors import ConfigError
-from pt_trtllm.network.step import SequenceSlice, StepBatch
+from pt_trtllm.network.step import SequenceSlice, StepBatch, int64_tensor
 from pt_trtllm.runtime.kv_blocks import HeldBlocks
 from pt_trtllm.runtime.kv_space import KvSpace
 from pt_trtllm.runtime.request import Sequence
@@ -169,6 +166,8 @@ class Scheduler:
 
     def _room_for_guesses(self, sequence: Sequence, limit: int) -> tuple[int, ...]:
         """As many of its guesses as the step, the answer's length and free memory allow: nobody gives way for them."""
+        if not sequence.guesses:
+            return ()
         left = sequence.max_new_tokens - len(sequence.output_ids) - 1
         guesses = sequence.guesses[: max(0, min(limit, left))]
         end = sequence.num_computed + 1
@@ -226,12 +225,12 @@ class Scheduler:
             held.num_told = held.num_columns
             asked, deciding = _wanted_rows(sequence, share)
             rows += [(first + offset, top_k) for offset, top_k in asked]
-            complete.append(dataclasses.replace(share, num_rows=len(asked), num_deciding=deciding))
+            complete.append(Share(sequence, share.num_tokens, share.guesses, len(asked), deciding))
             sequence.num_computed += share.num_tokens
         batch = StepBatch(
-            token_ids=torch.tensor(tokens),
+            token_ids=int64_tensor(tokens),
             sequences=tuple(slices),
-            logit_rows=torch.tensor([row for row, _ in rows], dtype=torch.int64),
+            logit_rows=int64_tensor([row for row, _ in rows]),
             row_top_k=tuple(top_k for _, top_k in rows),
         )
         return Step(batch, complete)
