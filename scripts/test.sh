@@ -6,4 +6,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup.sh test dev serve rtx
 bash scripts/lint.sh
 bash scripts/test_plugins.sh
-pytest "$@"
+
+failed=0
+# Exit code 5: the arguments select none of these tests.
+run() { pytest "$@" || [ $? -eq 5 ] || failed=1; }
+run --numprocesses 2 tests/unit "$@"
+run tests/mpi tests/triton "$@"   # these keep all cores busy by themselves
+exit "$failed"
