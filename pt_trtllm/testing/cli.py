@@ -6,6 +6,7 @@ Importing torch takes that process most of its time. So it is forked from a serv
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import subprocess
@@ -15,7 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 Completed = subprocess.CompletedProcess[str]
-PRELOADED = ("pt_trtllm.cli.main", "pt_trtllm.checkpoint.convert", "pt_trtllm.engine.cpu", "pt_trtllm.runtime.llm")
+COMMAND = "pt_trtllm.cli.main"
+"""By name: commands use this folder, so it may not import them."""
+PRELOADED = (COMMAND, "pt_trtllm.checkpoint.convert", "pt_trtllm.engine.cpu", "pt_trtllm.runtime.llm")
 
 
 def run_cli(*args: object, timeout_s: float = 180.0, env: dict[str, str] | None = None) -> Completed:
@@ -44,10 +47,8 @@ def _run(words: Sequence[str], variables: dict[str, str], folder: str, out: str,
     os.environ.clear()
     os.environ.update(variables)
     os.chdir(folder)
-    from pt_trtllm.cli.main import main
-
     sys.argv = ["pt-trtllm", *words]
-    main()
+    importlib.import_module(COMMAND).main()
 
 
 def check_cli(*args: object, timeout_s: float = 180.0, env: dict[str, str] | None = None) -> Completed:
