@@ -17,6 +17,8 @@ from pt_trtllm.errors import CheckpointError
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
+WRITERS = {"checkpoint": "convert", "engine": "build", "model repository": "deploy"}
+"""Kinds of folders, and the command that writes each."""
 HASH_BLOCK = 1 << 22
 
 
@@ -159,11 +161,12 @@ def write_manifest(folder: Path, kind: str, details: dict[str, Any], *, digests:
 
 def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
     """Checks kind, version and file sizes; contents are checked by `verify_file` where they are read whole."""
+    expected = f"the {kind} that `pt-trtllm {WRITERS[kind]}` writes"
     if not folder.is_dir():
-        raise CheckpointError(f"{folder} is not a folder; expected a {kind} written by pt-trtllm")
-    manifest = read_json(folder / MANIFEST, f"a {kind} written by pt-trtllm")
+        raise CheckpointError(f"{folder} is not a folder; expected {expected}")
+    manifest = read_json(folder / MANIFEST, expected)
     if manifest.get("kind") != kind:
-        raise CheckpointError(f"{folder}: holds a {manifest.get('kind')!r}, expected a {kind!r}")
+        raise CheckpointError(f"{folder}: its manifest says {manifest.get('kind')!r}; expected {expected}")
     if manifest.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
             f"{folder}: format version {manifest.get('format_version')}, this pt-trtllm reads {FORMAT_VERSION}; "

@@ -20,9 +20,8 @@ from pt_trtllm.bench.links import num_hosts, over_links, parse_delay
 from pt_trtllm.bench.shapes import MODELS, SHAPES, ShapeOptions, make_engines
 from pt_trtllm.bench.table import text_table
 from pt_trtllm.bench.workload import PROMPT_LENGTHS, SHORT, Deadline, TimeUp, Workload, fitting
-from pt_trtllm.checkpoint.artifact import check_writable
 from pt_trtllm.checkpoint.quantize import GROUP_SIZES, METHODS, Quantization
-from pt_trtllm.cli.options import EXISTING_FOLDER, FILE, progress_bar
+from pt_trtllm.cli.options import EXISTING_FOLDER, FILE, check_outputs, progress_bar
 from pt_trtllm.config import DTYPES
 from pt_trtllm.engine.bundle import open_bundle
 from pt_trtllm.errors import ConfigError
@@ -74,9 +73,7 @@ def command(
     given = [f"--{name.replace('_', '-').rstrip('s')}" for name in SHAPE_ONLY if shape_options[name]]
     if given and shape is None:
         raise ConfigError(f"{', '.join(given)} belong to --shape; an engine has them already")
-    for path in (json_file, html_file, trace_file):
-        if path is not None:
-            check_writable(path)
+    check_outputs({"--json": json_file, "--html": html_file, "--trace": trace_file})
     for delay in link_delays:
         parse_delay(delay)
     if link_delays:

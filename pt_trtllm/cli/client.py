@@ -9,8 +9,8 @@ import click
 
 from pt_trtllm.cli.requests import parse_json
 from pt_trtllm.errors import ConfigError
+from pt_trtllm.openai.options import is_address
 from pt_trtllm.runtime.params import SamplingParams
-from pt_trtllm.serving.client import Client
 
 
 @click.command("client")
@@ -42,6 +42,12 @@ def command(
     """Ask a served model, and print the answer as it comes."""
     asked = _prompt(prompt, input_ids)
     params = SamplingParams(**sampling)
+    if not is_address(url):
+        raise ConfigError(f"--url is {url!r}, expected HOST:PORT of the server's gRPC endpoint, as 127.0.0.1:8001")
+    try:
+        from pt_trtllm.serving.client import Client
+    except ImportError as error:
+        raise ConfigError(f"client needs {error.name}; install it with: pip install 'pt-trtllm[serve]'") from None
     with Client(url, model=model, ssl=ssl, root_certificates=ssl_root_certificates) as client:
         if no_stream:
             answer = client.generate(asked, params, timeout_s=timeout_s)

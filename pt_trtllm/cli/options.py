@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
+from pt_trtllm.checkpoint.artifact import check_writable
+from pt_trtllm.errors import ConfigError
+
 FOLDER = click.Path(file_okay=False, path_type=Path)
 EXISTING_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+def check_outputs(files: Mapping[str, Path | None]) -> None:
+    """option -> the file it writes. Raises, before any work, when one cannot be written or two are the same file."""
+    option_of: dict[Path, str] = {}
+    for option, path in files.items():
+        if path is None:
+            continue
+        check_writable(path)
+        other = option_of.setdefault(path.resolve(), option)
+        if other != option:
+            raise ConfigError(f"{other} and {option} both write {path}; give each a file of its own")
 
 
 @contextmanager

@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from pt_trtllm.checkpoint.artifact import check_writable, replace_file
+from pt_trtllm.checkpoint.artifact import replace_file
 from pt_trtllm.checkpoint.safetensors_io import DeclaredTensor, SafetensorsWriter
-from pt_trtllm.cli.options import EXISTING_FILE, EXISTING_FOLDER, FILE, progress_bar
+from pt_trtllm.cli.options import EXISTING_FILE, EXISTING_FOLDER, FILE, check_outputs, progress_bar
 from pt_trtllm.cli.requests import parse_entry, parse_json, read_entries, text_or_file
 from pt_trtllm.comm.coding import ALGORITHMS, CODECS
 from pt_trtllm.engine.bundle import open_bundle
@@ -94,9 +94,7 @@ def command(
     draft_placement: str, draft_hostfile: Path | None, **sampling: Any,
 ) -> None:  # fmt: skip
     """Generate with an engine, over as many MPI ranks as it was built for."""
-    for path in (output_json, context_logits):
-        if path is not None:
-            check_writable(path)
+    check_outputs({"--output-json": output_json, "--context-logits": context_logits})
     if logit_bias is not None:
         sampling["logit_bias"] = parse_json(logit_bias, "--logit-bias")
     if bad_words_ids is not None:

@@ -16,7 +16,7 @@ from pt_trtllm.serving.server import ServerOptions, TritonServer
 DEFAULTS = ServerOptions()
 
 
-@click.command("serve", context_settings={"ignore_unknown_options": True})
+@click.command("serve")
 @click.option("--model-repository", required=True, type=EXISTING_FOLDER, help="Output of `pt-trtllm deploy`.")
 @click.option("--host", default=DEFAULTS.host, show_default=True, help="Address to listen on.")
 @click.option("--grpc-port", type=int, default=DEFAULTS.grpc_port, show_default=True, help="0 takes a free one.")

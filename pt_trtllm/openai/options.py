@@ -29,7 +29,7 @@ class FrontEndOptions:
 
     def __post_init__(self) -> None:
         problems = []
-        if not _is_address(self.url):
+        if not is_address(self.url):
             problems.append(f"url is {self.url!r}, expected HOST:PORT of Triton's gRPC endpoint")
         if not 0 <= self.port < 1 << 16:
             problems.append(f"port is {self.port}, expected 0 to 65535")
@@ -48,6 +48,7 @@ class FrontEndOptions:
         return self.metrics_url or f"http://{self.url.rpartition(':')[0]}:8002/metrics"
 
 
-def _is_address(text: str) -> bool:
+def is_address(text: str) -> bool:
+    """Whether it is HOST:PORT, without a scheme."""
     host, colon, port = text.rpartition(":")
-    return bool(host and colon and port.isascii() and port.isdecimal() and int(port) < 1 << 16)
+    return bool(host and "/" not in host and colon and port.isascii() and port.isdecimal() and int(port) < 1 << 16)

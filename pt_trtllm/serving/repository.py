@@ -9,7 +9,7 @@ from pathlib import Path
 from pt_trtllm.checkpoint.artifact import new_folder, read_json, write_manifest
 from pt_trtllm.config import problems_to_error
 from pt_trtllm.engine.bundle import open_bundle
-from pt_trtllm.errors import CheckpointError, ConfigError, PtError, ServingError
+from pt_trtllm.errors import ConfigError, ServingError
 from pt_trtllm.runtime.scheduler import POLICIES
 from pt_trtllm.runtime.tokenizer import find_tokenizer
 
@@ -67,17 +67,14 @@ def deploy(engine_dir: Path, tokenizer_dir: Path | None, target: Path, options: 
     tokenizer_dir = _tokenizer_folder(engine_dir, tokenizer_dir)
     if options.hostfile is not None and not options.hostfile.is_file():
         raise ConfigError(f"{options.hostfile}: no such file; expected a hostfile for mpirun")
-    try:
-        with new_folder(target, source=engine_dir, force=options.force) as work:
-            for model, config in _configs(engine_dir, tokenizer_dir, options, is_tensorrt_llm).items():
-                shutil.copytree(template_folder() / model, work / model, ignore=shutil.ignore_patterns("__pycache__"))
-                if model == "tensorrt_llm" and is_tensorrt_llm:
-                    (work / model / "1/model.py").unlink()
-                    (work / model / "1/placeholder.txt").write_text("The tensorrtllm backend reads gpt_model_path.\n")
-                (work / model / "config.pbtxt").write_text(config)
-            write_manifest(work, KIND, {"engine_dir": str(engine_dir), "tokenizer_dir": str(tokenizer_dir)})
-    except CheckpointError as error:
-        raise ServingError(str(error)) from None
+    with new_folder(target, source=engine_dir, force=options.force) as work:
+        for model, config in _configs(engine_dir, tokenizer_dir, options, is_tensorrt_llm).items():
+            shutil.copytree(template_folder() / model, work / model, ignore=shutil.ignore_patterns("__pycache__"))
+            if model == "tensorrt_llm" and is_tensorrt_llm:
+                (work / model / "1/model.py").unlink()
+                (work / model / "1/placeholder.txt").write_text("The tensorrtllm backend reads gpt_model_path.\n")
+            (work / model / "config.pbtxt").write_text(config)
+        write_manifest(work, KIND, {"engine_dir": str(engine_dir), "tokenizer_dir": str(tokenizer_dir)})
 
 
 def template_folder() -> Path:
@@ -93,7 +90,7 @@ def _configs(engine_dir: Path, tokenizer_dir: Path, options: DeployOptions, is_t
     try:
         from pt_trtllm.serving import model_config as configs
     except ImportError as error:
-        raise ServingError(f"deploy needs {error.name}; install it with: pip install 'pt-trtllm[serve]'") from None
+        raise ConfigError(f"deploy needs {error.name}; install it with: pip install 'pt-trtllm[serve]'") from None
     batch, with_private = options.triton_max_batch_size, not is_tensorrt_llm
     text = {"tokenizer_dir": str(tokenizer_dir), "add_special_tokens": "true", "skip_special_tokens": "true"}
     tokens = _special_tokens(engine_dir)
@@ -160,14 +157,9 @@ def _special_tokens(engine_dir: Path) -> dict[str, str]:
 
 def _is_tensorrt_llm(engine_dir: Path) -> bool:
     """Whether Triton's own backend runs it. Those engines say so in `config.json`."""
-    try:
-        if read_json(engine_dir / "config.json", "an engine").get("backend") == TENSORRT_LLM:
-            return True
-        open_bundle(engine_dir)
-    except CheckpointError as error:
-        raise ServingError(f"{error}; --engine-dir takes the output of pt-trtllm build") from None
-    except PtError as error:
-        raise ServingError(str(error)) from None
+    if read_json(engine_dir / "config.json", "an engine written by `pt-trtllm build`").get("backend") == TENSORRT_LLM:
+        return True
+    open_bundle(engine_dir)
     return False
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pt_trtllm import env
 from pt_trtllm.config import problems_to_error
-from pt_trtllm.errors import ServingError
+from pt_trtllm.errors import ConfigError, ServingError
 from pt_trtllm.serving.control import CONTROL_HEADER, END, WAIT, DrainOrder
 from pt_trtllm.serving.tritonserver import ServerBinary, find_tritonserver
 
@@ -236,9 +236,9 @@ def _model_control(extra: Sequence[str], key: str) -> list[str]:
 def check_repository(repository: Path) -> Path:
     """The real path of a folder with at least one model."""
     if not repository.is_dir():
-        raise ServingError(f"{repository} is not a folder; expected a model repository written by pt-trtllm deploy")
+        raise ConfigError(f"{repository} is not a folder; expected a model repository written by pt-trtllm deploy")
     if not any(repository.glob("*/config.pbtxt")):
-        raise ServingError(f"{repository} has no model (no */config.pbtxt); write one with pt-trtllm deploy")
+        raise ConfigError(f"{repository} has no model (no */config.pbtxt); write one with pt-trtllm deploy")
     return repository.resolve()
 
 

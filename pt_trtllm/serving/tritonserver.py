@@ -10,7 +10,7 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-from pt_trtllm.errors import ServingError
+from pt_trtllm.errors import ConfigError, ServingError
 
 CONTAINER_BIN = "/opt/tritonserver/bin"
 
@@ -56,14 +56,14 @@ def find_tritonserver(chosen: Path | None = None) -> ServerBinary:
     """The chosen one, else the system's (in Triton's container), else the embedded one."""
     if chosen is not None:
         if not (chosen.is_file() and os.access(chosen, os.X_OK)):
-            raise ServingError(f"{chosen} is not an executable file; expected a tritonserver")
+            raise ConfigError(f"{chosen} is not an executable file; expected a tritonserver")
         return ServerBinary(chosen.resolve(), chosen.resolve() == embedded_tritonserver())
     system = system_tritonserver()
     if system is not None:
         return ServerBinary(system, is_embedded=False)
     embedded = embedded_tritonserver()
     if embedded is None:
-        raise ServingError("no tritonserver found; install one with: pip install 'pt-trtllm[serve]', or name yours "
+        raise ConfigError("no tritonserver found; install one with: pip install 'pt-trtllm[serve]', or name yours "
                            "with --tritonserver")  # fmt: skip
     return ServerBinary(embedded, is_embedded=True)
 

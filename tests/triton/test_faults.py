@@ -179,8 +179,8 @@ def test_a_server_that_cannot_start_says_why(repository: Path, tmp_path: Path) -
     line = refusal("serve", "--model-repository", tmp_path / "repository", *ports, code=1)
     assert "rank1.engine" in line
     assert "failed to load 'tensorrt_llm'" in line or "tritonserver ended with" in line
-    line = refusal("serve", "--model-repository", tmp_path, *ports, code=1)
+    line = refusal("serve", "--model-repository", tmp_path, *ports)
     assert "has no model" in line
-    line = refusal("serve", "--model-repository", repository, "--tritonserver", repository / "manifest.json", code=1)
+    line = refusal("serve", "--model-repository", repository, "--tritonserver", repository / "manifest.json")
     assert "is not an executable file" in line
     assert json.loads((repository / "manifest.json").read_text())["kind"] == "model repository"

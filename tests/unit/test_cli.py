@@ -56,7 +56,14 @@ def test_every_command_has_help(command: str) -> None:
         (("convert",), "Missing option '--model-dir'"),
         (("convert", "--model-dir", "/nonexistent", "--output-dir", "x"), "'/nonexistent' does not exist"),
         (("build", "--checkpoint-dir", ".", "--output-dir", "x", "--backend", "tpu"), "'tpu' is not one of"),
-        (("frobnicate",), "No such command 'frobnicate'"),
+        (("frobnicate",), "No such command 'frobnicate'. The commands are convert, build, run"),
+        (("biuld",), "No such command 'biuld'. Did you mean 'build'?"),
+        (
+            ("serve", "--model-repository", ".", "--gprc-port", "0"),
+            "No such option '--gprc-port'. (Did you mean one of: '--grpc-port'",
+        ),
+        (("serve", "--model-repository", "."), "has no model (no */config.pbtxt); write one with pt-trtllm deploy"),
+        (("client", "--prompt", "x", "--url", "http://127.0.0.1:8001"), "expected HOST:PORT"),
         (("run", "--no-such-option"), "No such option '--no-such-option'"),
     ],
 )
@@ -68,6 +75,42 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
     line = refusal("convert", "--model_dir", tmp_path, "--output_dir", tmp_path / "out")
     assert "model_type 'mamba' is none of the known formats (tamm, pt, llama)" in line
+
+
+def test_a_folder_of_another_step_is_named_with_the_command_that_writes_the_right_one(
+    engine_dir: Path, tmp_path: Path
+) -> None:
+    checkpoint, out = tmp_path / "checkpoint", ("--output-dir", tmp_path / "out")
+    engine_wanted = "its manifest says 'checkpoint'; expected the engine that `pt-trtllm build` writes"
+    for args, message in (
+        (("run", "--engine-dir", checkpoint, "--prompt", "x"), engine_wanted),
+        (("deploy", "--engine-dir", checkpoint, "--model-repository", tmp_path / "out"), engine_wanted),
+        (("build", "--checkpoint-dir", engine_dir, *out), "expected the checkpoint that `pt-trtllm convert` writes"),
+        (("build", "--checkpoint-dir", tmp_path / "source", *out), "no manifest.json; expected the checkpoint that"),
+        (("convert", "--model-dir", checkpoint, *out), "holds what pt-trtllm has written (checkpoint)"),
+    ):
+        assert message in refusal(*args)
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_outputs_in_one_file_are_refused_before_any_work(engine_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    run = ("run", "--engine-dir", engine_dir, "--input-ids", "[[1]]")
+    line = refusal(*run, "--output-json", tmp_path / "file", "--context-logits", tmp_path / "link")
+    assert f"--output-json and --context-logits both write {tmp_path / 'link'}" in line
+    bench = ("bench", "--engine-dir", engine_dir, "--json", tmp_path / "file")
+    assert "--json and --trace both write" in refusal(*bench, "--trace", tmp_path / "file")
+    assert not (tmp_path / "file").exists()
+
+
+def test_what_the_serve_extra_brings_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "pt_trtllm.serving.client", raising=False)
+    for name in ("tritonclient", "tritonclient.grpc"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert invoke("client", "--help").exit_code == 0
+    error = invoke("client", "--prompt", "x").exception
+    assert isinstance(error, PtError)
+    assert "install it with: pip install 'pt-trtllm[serve]'" in str(error)
 
 
 @pytest.mark.parametrize(

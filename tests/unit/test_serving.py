@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 pytest.importorskip("tritonclient.grpc", reason="needs the serve extra: pip install '.[serve]'")
 
 from pt_trtllm.cli.main import cli
-from pt_trtllm.errors import ConfigError, PtError, ServingError
+from pt_trtllm.errors import ConfigError, PtError
 from pt_trtllm.serving.control import END, WAIT, DrainFollower, DrainOrder
 from pt_trtllm.serving.model_config import MODELS, from_text
 from pt_trtllm.serving.repository import DeployOptions, deploy, template_folder
@@ -184,7 +184,7 @@ def test_server_options_are_checked(tmp_path: Path) -> None:
         ServerOptions(grpc_port=70000)
     with pytest.raises(ConfigError, match="is not an option"):
         ServerOptions(extra=("log-verbose",))
-    with pytest.raises(ServingError, match="not an executable file"):
+    with pytest.raises(ConfigError, match="not an executable file"):
         find_tritonserver(tmp_path / "nothing")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import ModuleType
 
-from pt_trtllm.checkpoint.artifact import read_json
+from pt_trtllm.checkpoint.artifact import MANIFEST, read_json
 from pt_trtllm.checkpoint.sources import llama, pt, tamm
 from pt_trtllm.checkpoint.sources.base import Source
 from pt_trtllm.errors import CheckpointError, ConfigError
@@ -19,6 +19,9 @@ def open_source(folder: Path, source: str = "auto") -> Source:
         raise CheckpointError(f"{folder} is not a folder; expected a checkpoint with config.json and weights")
     if source == "auto":
         config = read_json(folder / "config.json", "a checkpoint of one of the formats " + ", ".join(SOURCES))
+        if (folder / MANIFEST).is_file():
+            kind = read_json(folder / MANIFEST, "a manifest").get("kind")
+            raise CheckpointError(f"{folder} holds what pt-trtllm has written ({kind}); expected a source checkpoint")
         matches = [name for name, module in SOURCES.items() if module.recognises(config)]
         if not matches:
             raise ConfigError(
