@@ -24,8 +24,6 @@ UNSUPPORTED = {
 GUIDE_TYPES = {"json_schema": "guided_json", "regex": "guided_regex", "ebnf_grammar": "guided_grammar"}
 """TensorRT-LLM's kinds of guides that come with a text, as our options."""
 ANY_JSON = '{"type": "object"}'
-NEVER_CHANGES_THE_ANSWER = ("early_stopping", "beam_search_diversity_rate", "len_penalty")
-"""Inputs that only mean something with beams."""
 
 
 @dataclass(frozen=True, kw_only=True)

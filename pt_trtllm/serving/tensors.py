@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-FINISH_REASONS = ("stop", "length", "cancelled", "timeout", "error")
-
 
 @dataclass(frozen=True)
 class Tensor:

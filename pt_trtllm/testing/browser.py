@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import itertools
 import json
 import os
@@ -100,10 +99,6 @@ class Page:
         assert box[2], f"{selector} is covered"
         for kind in ("mousePressed", "mouseReleased"):
             await self.command("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
-
-    async def screenshot(self, path: Path) -> None:
-        answer = await self.command("Page.captureScreenshot", format="png")
-        path.write_bytes(base64.b64decode(answer["data"]))
 
     async def listen(self) -> None:
         async for message in self._socket:
