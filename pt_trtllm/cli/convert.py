@@ -9,7 +9,7 @@ import click
 from pt_trtllm.checkpoint.convert import ConvertOptions, convert
 from pt_trtllm.checkpoint.quantize import GROUP_SIZES, METHODS, Quantization
 from pt_trtllm.checkpoint.sources import SOURCES
-from pt_trtllm.cli.options import EXISTING_FOLDER, FOLDER, progress_bar
+from pt_trtllm.cli.options import EXISTING_FOLDER, FOLDER, NameChoice, progress_bar
 from pt_trtllm.config import DTYPES
 from pt_trtllm.mapping import sync_counts, sync_plan
 
@@ -24,7 +24,7 @@ from pt_trtllm.mapping import sync_counts, sync_plan
 @click.option(
     "--dtype", type=click.Choice(["auto", *DTYPES]), default="auto", show_default=True, help="auto: the source's own."
 )
-@click.option("--quantization", type=click.Choice(METHODS), default="none", show_default=True, help="Weight-only.")
+@click.option("--quantization", type=NameChoice(METHODS), default="none", show_default=True, help="Weight-only.")
 @click.option(
     "--group-size",
     type=click.Choice([str(size) for size in GROUP_SIZES]),

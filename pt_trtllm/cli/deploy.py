@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from pt_trtllm.cli.options import EXISTING_FILE, EXISTING_FOLDER, FOLDER
+from pt_trtllm.cli.options import EXISTING_FILE, EXISTING_FOLDER, FOLDER, NameChoice
 from pt_trtllm.runtime.scheduler import POLICIES
 from pt_trtllm.serving.repository import DeployOptions, deploy
 
@@ -29,7 +29,7 @@ DEFAULTS = DeployOptions()
 @click.option(
     "--kv-cache-free-mem-fraction", type=float, default=DEFAULTS.kv_cache_free_mem_fraction, show_default=True
 )
-@click.option("--scheduler-policy", type=click.Choice(POLICIES), default=POLICIES[0], show_default=True)
+@click.option("--scheduler-policy", type=NameChoice(POLICIES), default=POLICIES[0], show_default=True)
 @click.option(
     "--enable-block-reuse/--no-block-reuse", default=True, show_default=True, help="Share common beginnings of prompts."
 )

@@ -18,6 +18,16 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 EXISTING_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
+class NameChoice(click.Choice[str]):
+    """Shows names as they are written everywhere else, with underscores; takes both spellings."""
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str | None:
+        return f"[{'|'.join(self.choices)}]"
+
+    def get_invalid_choice_message(self, value: object, ctx: click.Context | None) -> str:
+        return f"{value!r} is not one of {', '.join(map(repr, self.choices))}."
+
+
 def check_outputs(files: Mapping[str, Path | None]) -> None:
     """option -> the file it writes. Raises, before any work, when one cannot be written or two are the same file."""
     option_of: dict[Path, str] = {}

@@ -10,7 +10,7 @@ import click
 
 from pt_trtllm.checkpoint.artifact import replace_file
 from pt_trtllm.checkpoint.safetensors_io import DeclaredTensor, SafetensorsWriter
-from pt_trtllm.cli.options import EXISTING_FILE, EXISTING_FOLDER, FILE, check_outputs, progress_bar
+from pt_trtllm.cli.options import EXISTING_FILE, EXISTING_FOLDER, FILE, NameChoice, check_outputs, progress_bar
 from pt_trtllm.cli.requests import parse_entry, parse_json, read_entries, text_or_file
 from pt_trtllm.comm.coding import ALGORITHMS, CODECS
 from pt_trtllm.engine.bundle import open_bundle
@@ -66,13 +66,13 @@ from pt_trtllm.runtime.tokenizer import find_tokenizer
 @click.option("--max-tokens-in-paged-kv-cache", type=int, default=0, help="Size of the KV cache.  [default: by memory]")
 @click.option("--kv-cache-free-mem-fraction", type=float, default=0.5, show_default=True)
 @click.option("--kv-cache-dtype", type=click.Choice(KV_CACHE_DTYPES), default=KV_CACHE_DTYPES[0], show_default=True)
-@click.option("--scheduler-policy", type=click.Choice(POLICIES), default=POLICIES[0], show_default=True)
+@click.option("--scheduler-policy", type=NameChoice(POLICIES), default=POLICIES[0], show_default=True)
 @click.option("--no-block-reuse", is_flag=True, help="Compute common beginnings of prompts every time.")
 @click.option("--speculative", type=click.Choice(METHODS), help="Guess tokens ahead; the answers stay the same.")
 @click.option("--max-draft-len", type=int, default=4, show_default=True, help="Guesses per pass.")
 @click.option("--max-matching-ngram-size", type=int, default=3, show_default=True)
 @click.option("--draft-engine-dir", type=EXISTING_FOLDER, help="A smaller engine with the same vocabulary.")
-@click.option("--draft-placement", type=click.Choice(PLACEMENTS), default=PLACEMENTS[0], show_default=True)
+@click.option("--draft-placement", type=NameChoice(PLACEMENTS), default=PLACEMENTS[0], show_default=True)
 @click.option("--draft-hostfile", type=EXISTING_FILE, help="Hosts of the draft engine's own ranks.")
 @click.option(
     "--fusion-codec",
@@ -82,7 +82,7 @@ from pt_trtllm.runtime.tokenizer import find_tokenizer
     help="Send hidden states between ranks as codes of fewer bits; answers change a little.",
 )
 @click.option("--fusion-delta", is_flag=True, help="Encode what the layers changed: smaller errors, same bits.")
-@click.option("--fusion-algorithm", type=click.Choice(ALGORITHMS), default=ALGORITHMS[0], show_default=True)
+@click.option("--fusion-algorithm", type=NameChoice(ALGORITHMS), default=ALGORITHMS[0], show_default=True)
 @click.option("--hostfile", type=EXISTING_FILE, help="Hosts for mpirun.")
 def command(
     engine_dir: Path, prompts: tuple[str, ...], more_prompts: tuple[str, ...], input_ids: str | None,

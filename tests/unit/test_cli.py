@@ -56,6 +56,7 @@ def test_every_command_has_help(command: str) -> None:
         (("convert",), "Missing option '--model-dir'"),
         (("convert", "--model-dir", "/nonexistent", "--output-dir", "x"), "'/nonexistent' does not exist"),
         (("build", "--checkpoint-dir", ".", "--output-dir", "x", "--backend", "tpu"), "'tpu' is not one of"),
+        (("convert", "--model-dir", ".", "--output-dir", "x", "--quantization", "fp4"), "not one of 'none', 'int8_wo'"),
         (("frobnicate",), "No such command 'frobnicate'. The commands are convert, build, run"),
         (("biuld",), "No such command 'biuld'. Did you mean 'build'?"),
         (
