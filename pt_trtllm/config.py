@@ -57,12 +57,12 @@ class RopeScaling:
         problems = [
             f"{name} is {getattr(self, name)!r}, expected a number"
             for name in ("factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow")
-            if not _is_number(getattr(self, name))
+            if not is_finite_number(getattr(self, name))
         ]
         trained: Any = self.original_max_position_embeddings
         if not isinstance(trained, int):
             problems.append(f"original_max_position_embeddings is {trained!r}, expected a whole number")
-        if self.attention_factor is not None and not _is_number(self.attention_factor):
+        if self.attention_factor is not None and not is_finite_number(self.attention_factor):
             problems.append(f"attention_factor is {self.attention_factor!r}, expected a number or null")
         problems_to_error("rope_scaling", problems)
         if self.kind not in ("linear", "llama3", "yarn"):
@@ -163,7 +163,7 @@ class ModelConfig:
         problems = [f"{name} is {getattr(self, name)!r}, expected a positive whole number"
                     for name in ("vocab_size", "num_hidden_layers", "hidden_size", "num_attention_heads", "head_dim",
                                  "num_tracks", "sync_interval", "num_key_value_heads", "max_position_embeddings")
-                    if not _is_positive_int(getattr(self, name))]  # fmt: skip
+                    if not is_positive_int(getattr(self, name))]  # fmt: skip
         if problems:
             return problems  # what follows divides by these
         if self.num_hidden_layers % self.interval:
@@ -179,7 +179,7 @@ class ModelConfig:
                 problems.append(f"{name} is {getattr(self, name)!r}, expected null or one of {list(NORM_KINDS)}")
         if self.combine_op not in ("mean", "sum"):
             problems.append(f"combine_op is {self.combine_op!r}, expected mean or sum")
-        if not (_is_number(self.rms_norm_eps) and self.rms_norm_eps > 0):
+        if not (is_finite_number(self.rms_norm_eps) and self.rms_norm_eps > 0):
             problems.append(f"rms_norm_eps is {self.rms_norm_eps!r}, expected a positive number")
         for name in ("tie_word_embeddings", "attention_bias", "attention_out_bias", "mlp_bias"):
             if not isinstance(getattr(self, name), bool):
@@ -203,7 +203,7 @@ class ModelConfig:
             problems.append(f"head_dim is {self.head_dim}, expected an even number")
         if not (isinstance(self.attention_window, int) and self.attention_window >= 0):
             problems.append(f"attention_window is {self.attention_window!r}, expected a whole number, 0 or more")
-        if not (_is_number(self.rope_theta) and self.rope_theta > 0):
+        if not (is_finite_number(self.rope_theta) and self.rope_theta > 0):
             problems.append(f"rope_theta is {self.rope_theta!r}, expected a positive number")
         if self.rope_style not in ("interleaved", "half"):
             problems.append(f"rope_style is {self.rope_style!r}, expected interleaved or half")
@@ -218,18 +218,18 @@ class ModelConfig:
         if problems:
             return problems
         kinds = {self.feed_forward_kind(i) for i in range(self.num_hidden_layers)}
-        if "dense" in kinds and not _is_positive_int(self.intermediate_size):
+        if "dense" in kinds and not is_positive_int(self.intermediate_size):
             problems.append(f"intermediate_size is {self.intermediate_size!r}, needed by dense feed-forwards")
         if "sparse" in kinds:
             for name in ("moe_intermediate_size", "num_experts", "num_experts_per_tok"):
-                if not _is_positive_int(getattr(self, name)):
+                if not is_positive_int(getattr(self, name)):
                     problems.append(f"{name} is {getattr(self, name)!r}, needed by sparse feed-forwards")
             if not problems and self.num_experts_per_tok > self.num_experts:
                 problems.append(
                     f"num_experts_per_tok {self.num_experts_per_tok} exceeds num_experts {self.num_experts}"
                 )
             if self.router_logits_cap is not None and not (
-                _is_number(self.router_logits_cap) and self.router_logits_cap > 0
+                is_finite_number(self.router_logits_cap) and self.router_logits_cap > 0
             ):
                 problems.append(f"router_logits_cap is {self.router_logits_cap!r}, expected null or a positive number")
         return problems
@@ -306,9 +306,9 @@ def _pattern_problems(name: str, pattern: tuple[str, ...], kinds: tuple[str, ...
     return [f"{name} is {list(pattern)!r}, expected a non-empty list of {list(kinds)}"]
 
 
-def _is_positive_int(value: Any) -> bool:
+def is_positive_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _is_number(value: Any) -> bool:
+def is_finite_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from pt_trtllm.openai.errors import ApiError
+from pt_trtllm.runtime.params import is_number, is_whole
 
 MAX_SHOWN = 80
 
@@ -13,14 +14,6 @@ MAX_SHOWN = 80
 class Kind(NamedTuple):
     holds: Callable[[Any], bool]
     expected: str
-
-
-def is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def is_texts(value: Any) -> bool:

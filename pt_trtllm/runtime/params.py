@@ -188,16 +188,16 @@ def _in(value: float | None, low: float, high: float) -> bool:
     return value is None or low <= value <= high
 
 
-def _whole(value: Any) -> bool:
+def is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _tokens(value: Any) -> bool:
-    return isinstance(value, tuple) and all(map(_whole, value))
+    return isinstance(value, tuple) and all(map(is_whole, value))
 
 
 def _texts(value: Any) -> bool:
@@ -206,10 +206,10 @@ def _texts(value: Any) -> bool:
 
 _GUIDES = ("guided_json", "guided_regex", "guided_grammar", "guided_choice")
 _TUPLES = ("stop_token_ids", "stop", "bad_words", "bad_words_ids", "guided_choice")
-_WHOLE = (_whole, "a whole number")
-_OPTIONAL_WHOLE = (lambda value: value is None or _whole(value), "a whole number")
-_NUMBER = (_number, "a number")
-_OPTIONAL_NUMBER = (lambda value: value is None or _number(value), "a number")
+_WHOLE = (is_whole, "a whole number")
+_OPTIONAL_WHOLE = (lambda value: value is None or is_whole(value), "a whole number")
+_NUMBER = (is_number, "a number")
+_OPTIONAL_NUMBER = (lambda value: value is None or is_number(value), "a number")
 _FLAG = (lambda value: isinstance(value, bool), "true or false")
 _KINDS: dict[str, Any] = {
     **dict.fromkeys(("max_tokens", "n", "min_tokens"), _WHOLE),
@@ -223,7 +223,7 @@ _KINDS: dict[str, Any] = {
     "bad_words_ids": (lambda rows: isinstance(rows, tuple) and all(map(_tokens, rows)), "lists of token ids"),
     "logit_bias": (
         lambda bias: (
-            bias is None or (isinstance(bias, dict) and all(map(_whole, bias)) and all(map(_number, bias.values())))
+            bias is None or (isinstance(bias, dict) and all(map(is_whole, bias)) and all(map(is_number, bias.values())))
         ),
         "numbers by token id",
     ),

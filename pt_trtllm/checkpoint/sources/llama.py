@@ -14,7 +14,15 @@ from typing import Any
 from pt_trtllm.checkpoint.artifact import read_json
 from pt_trtllm.checkpoint.sources.base import Source
 from pt_trtllm.checkpoint.sources.pt import open_llama_like
-from pt_trtllm.config import AttentionKind, ModelConfig, RopeScaling, as_token_ids, problems_to_error
+from pt_trtllm.config import (
+    AttentionKind,
+    ModelConfig,
+    RopeScaling,
+    as_token_ids,
+    is_finite_number,
+    is_positive_int,
+    problems_to_error,
+)
 from pt_trtllm.errors import ConfigError
 
 _COMMON: dict[str, Any] = {
@@ -172,7 +180,7 @@ def _unsupported_features(family: str, raw: dict[str, Any], values: dict[str, An
 def _malformed_values(values: dict[str, Any]) -> list[str]:
     problems = []
     for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
-        if not _is_positive_int(values[key]):
+        if not is_positive_int(values[key]):
             problems.append(f"{key} is {values[key]!r}, expected a positive whole number")
     for key in ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"):
         if not isinstance(values.get(key, False), bool):
@@ -197,7 +205,7 @@ def _head_dim(family: str, values: dict[str, Any], problems: list[str]) -> int:
 def _attention(family: str, values: dict[str, Any], problems: list[str]) -> tuple[tuple[AttentionKind, ...], int]:
     """Which layers attend locally, and how many tokens before the current one they see."""
     window = values.get("sliding_window") if values.get("use_sliding_window", True) else None
-    if window is not None and not _is_positive_int(window):
+    if window is not None and not is_positive_int(window):
         problems.append(f"sliding_window is {window!r}, expected null or a positive whole number")
         window = None
     first_local = values.get("max_window_layers", 0)
@@ -238,7 +246,7 @@ def _rope(raw: dict[str, Any], max_position: int, problems: list[str]) -> tuple[
     theta, kind = given.pop("rope_theta", 10000.0), given.pop("rope_type", "default")
     if given.pop("partial_rotary_factor", 1) != 1:
         problems.append("partial_rotary_factor differs from 1, rotating a part of each head is not supported")
-    if not _is_number(theta) or theta <= 1:
+    if not is_finite_number(theta) or theta <= 1:
         problems.append(f"rope_theta is {theta!r}, expected a number above 1")
         theta = 10000.0
     if not isinstance(kind, str) or kind not in _ROPE_TYPES:
@@ -247,14 +255,14 @@ def _rope(raw: dict[str, Any], max_position: int, problems: list[str]) -> tuple[
     required, optional = _ROPE_TYPES[kind]
     if kind in ("llama3", "yarn"):
         original = given.setdefault("original_max_position_embeddings", max_position)
-        if kind == "yarn" and given.get("factor", 0) is None and _is_positive_int(original):
+        if kind == "yarn" and given.get("factor", 0) is None and is_positive_int(original):
             given["factor"] = max_position / original
     flags = {key: given.pop(key) for key in ("truncate", "finetuned") if key in given and key in optional}
     found = [
         *(f"lacks {key}" for key in sorted(required - given.keys())),
         *(f"has the unknown field {key} = {given[key]!r:.60}" for key in sorted(given.keys() - required - optional)),
         *(f"has {key} = {value!r:.60}, expected a number" for key, value in given.items()
-          if key in required | optional and not _is_number(value)),
+          if key in required | optional and not is_finite_number(value)),
         *(f"has {key} = {value!r:.60}, expected true or false" for key, value in flags.items()
           if not isinstance(value, bool)),
     ]  # fmt: skip
@@ -315,11 +323,3 @@ def _token_id(value: Any, vocab_size: int) -> Any:
 def _end_token_ids(value: Any, vocab_size: int) -> tuple[int, ...]:
     listed: Sequence[Any] = value if isinstance(value, (list, tuple)) else [value]
     return as_token_ids([token for token in listed if _token_id(token, vocab_size) is not None])
-
-
-def _is_positive_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
