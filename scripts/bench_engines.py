@@ -36,10 +36,11 @@ def measure(work: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     write_big_checkpoint(work / "source", 0, model(arguments.layers), distinct=True)
     quantization = Quantization(method=arguments.quantization)
     convert(work / "source", work / "checkpoint", ConvertOptions(dtype=arguments.dtype, quantization=quantization))
+    target = arguments.target or ("sm89,sm120" if quantization.is_fp8 else "sm80,sm89,sm120")
     options = BuildOptions(
         backend="tensorrt",
         limits=BuildLimits(max_batch_size=32, max_seq_len=4096, max_num_tokens=2048),
-        backend_options=BackendOptions(targets=tuple(arguments.target.split(","))),
+        backend_options=BackendOptions(targets=tuple(target.split(","))),
     )
     start = time.perf_counter()
     config = build(work / "checkpoint", work / "engine", options)
@@ -66,7 +67,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=18, help="18 make a billion parameters")
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--quantization", default="none", choices=METHODS)
-    parser.add_argument("--target", default="sm80,sm89,sm120")
+    parser.add_argument("--target", help="[default: sm80,sm89,sm120, for fp8 weights sm89,sm120]")
     parser.add_argument("--json", type=Path, help="also write the result to this file")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=".") as folder:

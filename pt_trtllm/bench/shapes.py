@@ -85,6 +85,12 @@ class ShapeOptions:
         unknown = [model for model in self.models if model not in MODELS]
         if unknown or not self.models:
             problems_to_error("shape", [f"models are {list(self.models)}, expected some of {list(MODELS)}"])
+        widened = sorted({quantization.method for quantization in self.quantizations if quantization.is_fp8})
+        if widened:
+            problems_to_error(
+                "shape",
+                [f"quantization is {', '.join(widened)}: the CPU engine widens fp8 weights, its reads say nothing"],
+            )
         if self.world_size < 2 and self.models != ("one",):
             problems_to_error("shape", [f"world_size is {self.world_size}, expected at least 2: one rank never meets"])
 

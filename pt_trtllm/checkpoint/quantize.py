@@ -1,7 +1,9 @@
-"""Weight-only quantisation, row by row, so that it can be applied to blocks of rows as they stream by.
+"""Quantisation of weights, row by row, so that it can be applied to blocks of rows as they stream by.
 
 int8_wo   one scale per output row:            w = q * scale
 int4_wo   scale and zero per group of inputs:  w = (q - 8) * scale + zero, q in 0..15, two per byte (even column low)
+fp8_wo    one scale per output row:            w = q * scale, q a float of 8 bits (e4m3), scale float32
+fp8       the same weights; GPU engines round each token's inputs of a product to e4m3, too, with a scale of its own
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ import torch
 from pt_trtllm.checkpoint.spec import ColumnSplit, TensorSpec
 from pt_trtllm.errors import ConfigError
 
-METHODS = ("none", "int8_wo", "int4_wo")
+METHODS = ("none", "int8_wo", "int4_wo", "fp8_wo", "fp8")
+E4M3 = torch.float8_e4m3fn
+E4M3_MAX = 448.0
 GROUP_SIZES = (32, 128)
 
 
@@ -30,12 +34,23 @@ class Quantization:
         if self.group_size not in GROUP_SIZES:
             raise ConfigError(f"quantization: group size is {self.group_size}, expected one of {list(GROUP_SIZES)}")
 
+    @property
+    def is_fp8(self) -> bool:
+        return self.method in ("fp8_wo", "fp8")
+
+    @property
+    def quantizes_inputs(self) -> bool:
+        """Whether products take their inputs in 8 bits as well."""
+        return self.method == "fp8"
+
     def to_trtllm(self) -> dict[str, Any]:
         """TensorRT-LLM's `quantization` section; only keys its QuantConfig knows."""
         if self.method == "int8_wo":
             return {"quant_algo": "W8A16"}
         if self.method == "int4_wo":
             return {"quant_algo": "W4A16_GPTQ", "group_size": self.group_size, "has_zero_point": True}
+        if self.is_fp8:  # its only name for e4m3 weights with a scale per row
+            return {"quant_algo": "FP8_PER_CHANNEL_PER_TOKEN"}
         return {"quant_algo": None}
 
     def check(self, spec: TensorSpec, tp_size: int) -> None:
@@ -70,6 +85,11 @@ def stored_parts(spec: TensorSpec, dtype: torch.dtype, quantization: Quantizatio
             StoredTensor("weight", torch.int8, spec.columns),
             StoredTensor("per_channel_scale", dtype, 1, per_row=True),
         ]
+    if quantization.is_fp8:
+        return [
+            StoredTensor("weight", E4M3, spec.columns),
+            StoredTensor("per_channel_scale", torch.float32, 1, per_row=True),
+        ]
     groups = spec.columns // quantization.group_size
     return [
         StoredTensor("weight", torch.uint8, spec.columns // 2),
@@ -88,6 +108,9 @@ def quantize_rows(block: torch.Tensor, dtype: torch.dtype, quantization: Quantiz
     if quantization.method == "int8_wo":
         scale = (block.abs().amax(dim=1, keepdim=True) / 127).clamp_min(torch.finfo(torch.float32).tiny).to(dtype)
         return [(block / _nonzero(scale)).round().clamp(-127, 127).to(torch.int8), scale]
+    if quantization.is_fp8:
+        scale = (block.abs().amax(dim=1, keepdim=True) / E4M3_MAX).clamp_min(torch.finfo(torch.float32).tiny)
+        return [(block / scale).clamp(-E4M3_MAX, E4M3_MAX).to(E4M3), scale]
     groups = block.view(block.shape[0], -1, quantization.group_size)
     low, high = groups.amin(dim=2), groups.amax(dim=2)
     scale = ((high - low) / 15).to(dtype)
@@ -110,7 +133,7 @@ def unpack_int4(packed: torch.Tensor) -> torch.Tensor:
 def dequantize(parts: dict[str, torch.Tensor]) -> torch.Tensor:
     """Stored parts of one weight, by suffix, back to float32 [..., out, in]."""
     weight = parts["weight"]
-    if weight.dtype == torch.int8:
+    if weight.dtype in (torch.int8, E4M3):
         return weight.float() * parts["per_channel_scale"].float()[..., None]
     if weight.dtype == torch.uint8:
         codes = unpack_int4(weight).float() - 8

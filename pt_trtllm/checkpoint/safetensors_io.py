@@ -22,6 +22,7 @@ DTYPE_NAMES: dict[torch.dtype, str] = {
     torch.float32: "F32",
     torch.bfloat16: "BF16",
     torch.float16: "F16",
+    torch.float8_e4m3fn: "F8_E4M3",
     torch.int8: "I8",
     torch.uint8: "U8",
     torch.int32: "I32",

@@ -20,7 +20,7 @@ from pt_trtllm.bench.links import num_hosts, over_links, parse_delay
 from pt_trtllm.bench.shapes import MODELS, SHAPES, ShapeOptions, make_engines
 from pt_trtllm.bench.table import text_table
 from pt_trtllm.bench.workload import PROMPT_LENGTHS, SHORT, Deadline, TimeUp, Workload, fitting
-from pt_trtllm.checkpoint.quantize import GROUP_SIZES, METHODS, Quantization
+from pt_trtllm.checkpoint.quantize import GROUP_SIZES, Quantization
 from pt_trtllm.cli.options import EXISTING_FOLDER, FILE, check_outputs, progress_bar
 from pt_trtllm.config import DTYPES
 from pt_trtllm.engine.bundle import open_bundle
@@ -40,7 +40,7 @@ SHORT_SHAPES = ("large",)
 @click.option("--world-size", type=int, help="Of --shape: ranks, and tracks.  [default: 2]")
 @click.option("--sync-interval", "sync_intervals", type=int, multiple=True, help="Of --shape: D.  [default: 4]")
 @click.option("--dtype", type=click.Choice(DTYPES), help="Of --shape.  [default: bfloat16]")
-@click.option("--quantization", help=f"Of --shape: {', '.join(METHODS)}, or several.  [default: none]")
+@click.option("--quantization", help="Of --shape: none, int8_wo, int4_wo, or several.  [default: none]")
 @click.option("--group-size", type=click.Choice([str(s) for s in GROUP_SIZES]), help="Of int4_wo.  [default: 128]")
 @click.option(
     "--prompt-len", "prompt_lengths", type=int, multiple=True,

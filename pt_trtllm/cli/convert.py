@@ -24,7 +24,7 @@ from pt_trtllm.mapping import sync_counts, sync_plan
 @click.option(
     "--dtype", type=click.Choice(["auto", *DTYPES]), default="auto", show_default=True, help="auto: the source's own."
 )
-@click.option("--quantization", type=NameChoice(METHODS), default="none", show_default=True, help="Weight-only.")
+@click.option("--quantization", type=NameChoice(METHODS), default="none", show_default=True, help="Of weights.")
 @click.option(
     "--group-size",
     type=click.Choice([str(size) for size in GROUP_SIZES]),

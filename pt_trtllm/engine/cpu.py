@@ -1,5 +1,7 @@
 """The CPU engine: one memory-mapped file per rank, and the kernels that stream its weights.
 
+Weights of float8 are widened to the checkpoint's type when an engine is opened: processors do not multiply them.
+
 `rank{r}.engine` is a safetensors file (aligned to pages) whose metadata holds the plan. Names are those of the
 checkpoint; a leading axis of local tracks is always there. The kernels read weights as they are stored, so an engine
 runs on every processor.
@@ -14,6 +16,7 @@ from typing import Any, Protocol
 
 import torch
 
+from pt_trtllm.checkpoint.quantize import E4M3, dequantize
 from pt_trtllm.checkpoint.rank_files import CheckpointConfig, RankReader, rank_specs
 from pt_trtllm.checkpoint.safetensors_io import DeclaredTensor, SafetensorsWriter, read_header
 from pt_trtllm.checkpoint.spec import EMBEDDING, OUTPUT_PROJECTION, TensorSpec
@@ -191,9 +194,9 @@ def _load(tensors: dict[str, torch.Tensor], config: EngineConfig, rank: int) -> 
         if not spec.quantizable:
             plain[spec.name] = tensors[spec.name]
         elif len(spec.shape) == 2:
-            linears[spec.name] = _linear(spec, tensors)
+            linears[spec.name] = _linear(spec, tensors, checkpoint.torch_dtype)
         else:
-            experts[spec.name] = _experts(spec, tensors, mapping.tracks_per_rank)
+            experts[spec.name] = _experts(spec, tensors, checkpoint.torch_dtype, mapping.tracks_per_rank)
     shard = mapping.vocab_shard(model.vocab_size)
     head = plain[EMBEDDING][shard.start : shard.stop] if model.tie_word_embeddings else plain[OUTPUT_PROJECTION]
     return RankWeights(
@@ -208,15 +211,26 @@ def _load(tensors: dict[str, torch.Tensor], config: EngineConfig, rank: int) -> 
     )
 
 
-def _linear(spec: TensorSpec, tensors: dict[str, torch.Tensor], track: int | None = None, expert: int = 0) -> Linear:
+def _linear(
+    spec: TensorSpec, tensors: dict[str, torch.Tensor], dtype: torch.dtype, track: int | None = None, expert: int = 0
+) -> Linear:
     """All local tracks of a weight as one linear, or one expert of one track."""
-    parts = [tensors.get(spec.name.removesuffix("weight") + part) for part in SCALES]
-    weight, scale, row_scale, zero = (
-        part if part is None or track is None else part[track, expert][None] for part in (tensors[spec.name], *parts)
-    )
-    return make_linear(weight, row_scale if scale is None else scale, zero)  # type: ignore[arg-type]
+    found = {part: tensors.get(spec.name.removesuffix("weight") + part) for part in ("weight", *SCALES)}
+    parts = {
+        part: values if track is None else values[track, expert][None]
+        for part, values in found.items()
+        if values is not None
+    }
+    if parts["weight"].dtype == E4M3:
+        return make_linear(dequantize(parts).to(dtype))
+    scale = parts.get("weights_scaling_factor", parts.get("per_channel_scale"))
+    return make_linear(parts["weight"], scale, parts.get("zero"))
 
 
-def _experts(spec: TensorSpec, tensors: dict[str, torch.Tensor], num_tracks: int) -> list[list[Linear]]:
+def _experts(
+    spec: TensorSpec, tensors: dict[str, torch.Tensor], dtype: torch.dtype, num_tracks: int
+) -> list[list[Linear]]:
     """[track][expert]: every expert is a linear of its own; tensors are [tracks, experts, ...]."""
-    return [[_linear(spec, tensors, track, expert) for expert in range(spec.shape[0])] for track in range(num_tracks)]
+    return [
+        [_linear(spec, tensors, dtype, track, expert) for expert in range(spec.shape[0])] for track in range(num_tracks)
+    ]

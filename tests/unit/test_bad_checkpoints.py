@@ -83,10 +83,13 @@ def test_wrong_shapes_are_named_with_both_shapes(make_source: MakeSource, tmp_pa
     refused(source, tmp_path / "out", r"has shape \[4, 64, 100\], expected \[4, 64, 128\]")
 
 
-def test_weights_that_are_not_floating_point_are_refused(make_source: MakeSource, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_weights_that_are_not_floating_point_or_quantised_are_refused(
+    make_source: MakeSource, tmp_path: Path, dtype: torch.dtype
+) -> None:
     source = make_source()
-    edit(source, lambda tensors: tensors.update({QKV: torch.zeros(4, 64, 128, dtype=torch.int8)}))
-    refused(source, tmp_path / "out", r"has type torch.int8, expected floating point")
+    edit(source, lambda tensors: tensors.update({QKV: torch.zeros(4, 64, 128, dtype=dtype)}))
+    refused(source, tmp_path / "out", rf"has type {dtype}, expected floating point of 16 bits or more: give the unq")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

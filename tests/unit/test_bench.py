@@ -321,6 +321,7 @@ def test_a_shape_that_cannot_be_made_in_time_leaves_nothing_behind(tmp_path: Pat
         ),
         (("--shape", "tiny", "--link-delay", "50"), "--link-delay is '50', expected a number with us or ms"),
         (("--shape", "tiny", "--quantization", "none,int2"), "quantization is 'int2'"),
+        (("--shape", "tiny", "--quantization", "fp8"), "the CPU engine widens fp8 weights"),
         (("--shape", "tiny", "--quantization", "int4_wo"), "use --group-size 32"),
         (("--shape", "tiny", "--trace", "/no/such/folder/x.json"), "the folder /no/such/folder does not exist"),
     ],

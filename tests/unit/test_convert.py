@@ -127,7 +127,11 @@ def test_the_type_is_converted_once(make_source: MakeSource, tmp_path: Path, dty
 
 @pytest.mark.parametrize(
     ("quantization", "step"),
-    [(Quantization(method="int8_wo"), 1 / 127), (Quantization(method="int4_wo", group_size=32), 1 / 7)],
+    [
+        (Quantization(method="int8_wo"), 1 / 127),
+        (Quantization(method="int4_wo", group_size=32), 1 / 7),
+        (Quantization(method="fp8_wo"), 1 / 27),  # half of e4m3's step below 448, which is 32
+    ],
 )
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_quantised_weights_are_near_and_independent_of_the_world(
@@ -160,6 +164,23 @@ def test_config_json_speaks_tensorrt_llm(make_source: MakeSource, tmp_path: Path
     assert (config["num_hidden_layers"], config["hidden_size"], config["vocab_size"]) == (4, 64, VOCAB_SIZE)
     assert config["position_embedding_type"] == "rope_gptj"
     assert config["logits_dtype"] == "float32"
+
+
+@pytest.mark.parametrize("method", ["fp8_wo", "fp8"])
+def test_float8_weights_and_scales_have_tensorrt_llms_names_and_types(
+    make_source: MakeSource, tmp_path: Path, method: str
+) -> None:
+    convert(make_source(), tmp_path / "out", ConvertOptions(world_size=4, quantization=Quantization(method=method)))
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["quantization"] == {"quant_algo": "FP8_PER_CHANNEL_PER_TOKEN"}
+    [rank, *_] = load_ranks(tmp_path / "out", 4)
+    weight = rank["transformer.layers.0.attention.qkv.weight"]
+    scale = rank["transformer.layers.0.attention.qkv.per_channel_scale"]
+    assert (weight.dtype, scale.dtype) == (torch.float8_e4m3fn, torch.float32)
+    assert scale.shape == weight.shape[:1]
+    assert (weight.float().abs().amax(dim=1) == 448).all()  # every row uses the whole range
+    assert rank["transformer.layers.1.mlp.fc.weight"].dtype == torch.float8_e4m3fn
+    assert rank["transformer.vocab_embedding.weight"].dtype == torch.float32
 
 
 def test_the_manifest_names_every_file_with_its_digest(make_source: MakeSource, tmp_path: Path) -> None:

@@ -28,9 +28,14 @@ pytestmark = pytest.mark.unit
 
 MakeSource = Callable[..., Path]
 TARGETS = ("sm80", "sm89", "sm120")
+FP8_TARGETS = ("sm89", "sm120")
 TWO_LAYERS = {"num_layers_per_track": 2, "num_layers_per_track_per_sync_point": 1}
 """A windowed layer with rotary positions, a global one without; the sparse models' layers are both sparse."""
-KINDS = {"dense": {"feed_forward_layer_pattern": ["dense"]}, "moe": {"feed_forward_layer_pattern": ["sparse"]}}
+KINDS = {
+    "dense": {"feed_forward_layer_pattern": ["dense"]},
+    "moe": {"feed_forward_layer_pattern": ["sparse"]},
+    "both": {"feed_forward_layer_pattern": ["dense", "sparse"]},
+}
 
 
 def make_checkpoint(
@@ -43,11 +48,11 @@ def make_checkpoint(
     return tmp_path / "checkpoint"
 
 
-def build(checkpoint: Path, engine: Path) -> None:
+def build(checkpoint: Path, engine: Path, targets: tuple[str, ...] = TARGETS) -> None:
     options = BuildOptions(
         backend="tensorrt",
         limits=BuildLimits(max_seq_len=64, max_batch_size=4),
-        backend_options=BackendOptions(targets=TARGETS),
+        backend_options=BackendOptions(targets=targets),
     )
     build_engine(checkpoint, engine, options)
 
@@ -90,6 +95,18 @@ def test_engines_of_every_rank_are_built_for_three_generations_of_gpus(
         assert info["ranks"][rank]["layers"] > 100
     config, _ = open_bundle(tmp_path / "engine")
     assert config.to_json()["backend_config"]["targets"] == list(TARGETS)
+
+
+def test_an_engine_of_float8_weights_is_built_for_the_gpus_that_have_it(
+    make_source: MakeSource, tmp_path: Path
+) -> None:
+    checkpoint = make_checkpoint(make_source, tmp_path, 1, "bfloat16", "both", "fp8")
+    command = ("build", "--checkpoint-dir", checkpoint, "--output-dir", tmp_path / "engine", "--backend", "tensorrt")
+    assert "fp8 (e4m3), which sm80 does not have" in refusal(*command, "--target", "sm80,sm89")
+    build(checkpoint, tmp_path / "engine", FP8_TARGETS)
+    info = shown(tmp_path / "engine")
+    assert (info["quantization"], info["backend_config"]["targets"]) == ("fp8", list(FP8_TARGETS))
+    assert info["files"]["rank0.engine"] > 1 << 20
 
 
 def test_running_an_engine_without_a_gpu_is_refused(make_source: MakeSource, tmp_path: Path) -> None:

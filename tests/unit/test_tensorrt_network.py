@@ -115,7 +115,7 @@ def test_inputs_and_outputs_are_those_of_the_table(make_source: MakeSource, tmp_
         assert found == {}
 
 
-@pytest.mark.parametrize("method", ["int8_wo", "int4_wo"])
+@pytest.mark.parametrize("method", ["int8_wo", "int4_wo", "fp8_wo"])
 def test_quantised_weights_stay_codes_in_the_network(make_source: MakeSource, tmp_path: Path, method: str) -> None:
     import tensorrt_rtx as trt
 
@@ -126,7 +126,7 @@ def test_quantised_weights_stay_codes_in_the_network(make_source: MakeSource, tm
     for index in range(network.network.num_layers):
         layer = network.network.get_layer(index)
         types[layer.name] = layer.get_output(0).dtype
-    stored = {"int8_wo": trt.int8, "int4_wo": trt.int4}[method]
+    stored = {"int8_wo": trt.int8, "int4_wo": trt.int4, "fp8_wo": trt.fp8}[method]
     assert types["transformer.layers.0.attention.qkv.weight"] == stored
     assert types["transformer.layers.0.mlp.fc.weight"] == stored
     assert types["transformer.layers.1.mlp.fc.weight"] == trt.int32  # experts: whole words of codes

@@ -22,7 +22,9 @@ from pt_trtllm.engine.build import BuildOptions, build
 from pt_trtllm.engine.bundle import BuildLimits, open_bundle
 from pt_trtllm.engine.tensorrt.attention import CachedAttention
 from pt_trtllm.engine.tensorrt.layers import Layers
+from pt_trtllm.engine.tensorrt.library import load_library
 from pt_trtllm.engine.tensorrt.lowering import TensorrtGraph
+from pt_trtllm.engine.tensorrt.quantized import linear
 from pt_trtllm.mapping import sync_plan
 from pt_trtllm.runtime.generate import generate
 from pt_trtllm.runtime.options import RuntimeOptions
@@ -32,6 +34,7 @@ from pt_trtllm.runtime.worker import open_engine
 from pt_trtllm.testing.cases import CASES, Case
 from pt_trtllm.testing.numeric import FLOAT32_LOGITS, assert_close, relative_error
 from pt_trtllm.testing.reference import build_model, logits_of, save_checkpoint
+from pt_trtllm.testing.small_network import Network
 from pt_trtllm.testing.tensorrt_world import RanksDiffer, TensorrtWorld
 
 pytestmark = pytest.mark.unit
@@ -40,6 +43,15 @@ LIMITS = BuildLimits(max_batch_size=4, max_seq_len=32, max_input_len=16, max_num
 LENGTHS, NUM_DECODED, CHUNK = (6, 14, 4), 3, 8
 BOUNDS = {"float16": 5e-3, "bfloat16": 4e-2}
 """Of dense models of these sizes: every result rounded to the type its tensor declares, sums in float32."""
+FP8_BOUNDS = {"fp8_wo": FLOAT32_LOGITS, "fp8": 0.4}
+"""Of float32 networks. With inputs rounded, too, the bound is loose: these weights are large and random, and rounding
+them and their inputs shows by a fifth. What one product must compute is checked exactly, below."""
+FLOAT8_MATRICES = (
+    ".qkv_transform.fused_linear.weight",
+    ".output_transform.weight",
+    ".hidden_transform.linear_0.weight",
+    ".hidden_transform.linear_1.weight",
+)
 
 
 @dataclass(frozen=True)
@@ -234,8 +246,13 @@ def test_a_planted_error_shows(
 # -------------------------------------------------------------------------- what the reference does not have
 
 
-@pytest.mark.parametrize("method", ["int8_wo", "int4_wo"])
-@pytest.mark.parametrize("name", [case.name for case in QUANTISABLE])
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        *((case.name, method) for case in QUANTISABLE for method in ("int8_wo", "int4_wo")),
+        ("quantisable_split", "fp8_wo"),
+    ],
+)
 def test_quantised_networks_agree_with_the_cpu_engine(
     name: str, method: str, references: References, tmp_path: Path
 ) -> None:
@@ -269,6 +286,56 @@ def test_quantised_weights_keep_their_values_in_half_precision_networks(
     )
     for index, logits in enumerate(exact):
         assert_close(rounded[index], logits, BOUNDS["float16"], f"sequence {index}")
+
+
+@pytest.mark.parametrize(("method", "world_size"), [("fp8_wo", 4), ("fp8", 1)])
+def test_float8_networks_agree_with_the_reference_of_the_same_weights(
+    method: str, world_size: int, references: References, tmp_path: Path
+) -> None:
+    """The reference computes with the values of the codes."""
+    reference = references("quantisable")
+    options = ConvertOptions(source="tamm", world_size=world_size, quantization=Quantization(method=method))
+    convert(reference.folder, tmp_path / "checkpoint", options)
+    case = next(case for case in QUANTISABLE if case.name == "quantisable")
+    expected = float8_reference(case.config, reference.sequences)
+    found = TensorrtWorld(tmp_path / "checkpoint", LIMITS).logits(reference.sequences, NUM_DECODED, CHUNK)
+    for index, logits in enumerate(expected):
+        assert_close(found[index], logits, FP8_BOUNDS[method], f"sequence {index}")
+        assert relative_error(logits, reference.logits[index]) > 100 * FLOAT32_LOGITS  # rounding shows
+        assert method == "fp8_wo" or relative_error(found[index], logits) > 100 * FLOAT32_LOGITS  # that of inputs, too
+
+
+@torch.no_grad()
+def float8_reference(config: dict[str, Any], sequences: list[list[int]]) -> list[torch.Tensor]:
+    """Logits of the model whose matrices are rounded to e4m3, with a scale per output."""
+    model = build_model(config)
+    for name, parameter in model.named_parameters():
+        if name.endswith(FLOAT8_MATRICES):  # [.., in, out]
+            parameter.copy_(e4m3_values(parameter, dim=-2))
+    return [logits_of(model, tokens) for tokens in sequences]
+
+
+def test_fp8_rounds_the_inputs_of_a_product_token_by_token() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 5, 32, generator=generator) * torch.tensor([1e-4, 1.0, 0.0, 1e3, 5.0])[:, None]
+    codes = torch.randn(2, 8, 32, generator=generator).to(torch.float8_e4m3fn)
+    scale = torch.rand(2, 8, generator=generator) + 0.5
+    network = Network()
+    layers = Layers(load_library("tensorrt_rtx"), network.trt)
+    parts = {"weight": codes, "per_channel_scale": scale}
+    y = linear(layers, network.input(x.numpy()), "weight", parts, quantizes_inputs=True)
+    found = torch.from_numpy(network.outputs(y)[0])
+    weights = codes.float() * scale[..., None]
+    expected = e4m3_values(x, dim=-1).nan_to_num(0) @ weights.mT
+    for token in range(x.shape[1]):
+        assert_close(found[:, token], expected[:, token], 1e-5, f"token {token}")
+    assert relative_error(found, x @ weights.mT) > 1e-2  # the rounding shows
+
+
+def e4m3_values(values: torch.Tensor, dim: int) -> torch.Tensor:
+    """To the nearest float of 8 bits, where the largest magnitude along `dim` becomes 448."""
+    scale = values.abs().amax(dim, keepdim=True) / 448
+    return (values / scale).to(torch.float8_e4m3fn).float() * scale
 
 
 def cpu_logits(checkpoint: Path, engine_dir: Path, sequences: list[list[int]]) -> list[torch.Tensor]:

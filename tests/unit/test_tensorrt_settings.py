@@ -7,7 +7,7 @@ import pytest
 from pt_trtllm.engine.tensorrt.gpu import Gpu
 from pt_trtllm.engine.tensorrt.messages import Messages, Phases
 from pt_trtllm.engine.tensorrt.pool import describe_end, num_workers
-from pt_trtllm.engine.tensorrt.settings import TensorrtSettings, choose_library
+from pt_trtllm.engine.tensorrt.settings import TensorrtSettings, check_fp8, choose_library
 from pt_trtllm.errors import EngineError
 
 pytestmark = pytest.mark.unit
@@ -30,6 +30,12 @@ def test_an_engine_is_refused_on_another_gpu() -> None:
         settings.check_gpu(Gpu("sm120", 32 << 30))
     with pytest.raises(EngineError, match="the driver shows none here"):
         settings.check_gpu(None)
+
+
+def test_float8_weights_are_refused_where_a_gpu_has_no_float8() -> None:
+    check_fp8(("sm89", "sm90", "sm120"))
+    with pytest.raises(EngineError, match=r"fp8 \(e4m3\), which sm80, sm86 does not have: it begins with sm89; leave"):
+        check_fp8(("sm89", "sm80", "sm86"))
 
 
 def test_progress_is_the_share_of_steps_and_never_goes_back() -> None:

@@ -17,6 +17,7 @@ from pt_trtllm.config import ModelConfig
 from pt_trtllm.errors import CheckpointError
 
 BLOCK_BYTES = 64 << 20
+SOURCE_TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "tokenizer.model", "chat_template.jinja", "generation_config.json",
@@ -227,8 +228,9 @@ class Source:
                         self._store.shape(name) != (shape := self._expected_shape(spec, part)) and name not in expected
                     ):
                         problems.append(f"{name} has shape {list(self._store.shape(name))}, expected {list(shape)}")
-                    elif not self._store.dtype(name).is_floating_point and name not in expected:
-                        problems.append(f"{name} has type {self._store.dtype(name)}, expected floating point")
+                    elif self._store.dtype(name) not in SOURCE_TYPES and name not in expected:
+                        wanted = "expected floating point of 16 bits or more: give the unquantised checkpoint"
+                        problems.append(f"{name} has type {self._store.dtype(name)}, {wanted}")
                     expected.add(name)
         problems += [f"{name} is unexpected" for name in sorted(found - expected) if not self.layout.ignored(name)]
         if problems:

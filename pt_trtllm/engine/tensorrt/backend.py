@@ -14,7 +14,7 @@ from pt_trtllm.engine.memory import weight_bytes
 from pt_trtllm.engine.tensorrt.bindings import bindings
 from pt_trtllm.engine.tensorrt.gpu import present_gpu
 from pt_trtllm.engine.tensorrt.pool import Pool, num_workers
-from pt_trtllm.engine.tensorrt.settings import TensorrtSettings, choose_library
+from pt_trtllm.engine.tensorrt.settings import TensorrtSettings, check_fp8, choose_library
 from pt_trtllm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 def settle(checkpoint: CheckpointConfig, limits: BuildLimits, options: BackendOptions) -> dict[str, Any]:
     """Chooses the package and the targets; raises, before any work, where this machine cannot build for them."""
     library, targets = choose_library(options.targets, present_gpu())
+    if checkpoint.quantization.is_fp8:
+        check_fp8(targets)
     settings = TensorrtSettings(
         library=library.name,
         version=library.version,

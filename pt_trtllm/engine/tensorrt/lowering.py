@@ -63,7 +63,13 @@ class TensorrtGraph:
         return layers.cast(y, self._dtype)
 
     def linear(self, x: Tensor, weight: str) -> Tensor:
-        return linear(self._layers, self._of_every_track(x), weight, self._weights.parts(weight))
+        return linear(
+            self._layers,
+            self._of_every_track(x),
+            weight,
+            self._weights.parts(weight),
+            quantizes_inputs=self._weights.quantization.quantizes_inputs,
+        )
 
     def add_bias(self, x: Tensor, bias: str) -> Tensor:
         values = self._weights[bias]

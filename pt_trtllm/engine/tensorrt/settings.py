@@ -12,6 +12,8 @@ from pt_trtllm.engine.tensorrt.gpu import Gpu
 from pt_trtllm.engine.tensorrt.library import PACKAGES, Library, load_library
 from pt_trtllm.errors import ConfigError, EngineError
 
+FIRST_FP8_TARGET = 89
+
 
 @dataclass(frozen=True, kw_only=True)
 class TensorrtSettings:
@@ -89,6 +91,16 @@ def choose_library(targets: Sequence[str], gpu: Gpu | None) -> tuple[Library, tu
         f"--target {','.join(wanted)}: {'; '.join(problems)}. Other GPUs, like sm90 and sm100, need full TensorRT on a "
         "machine that has one: pip install 'pt-trtllm[tensorrt]'"
     )
+
+
+def check_fp8(targets: Sequence[str]) -> None:
+    """Raises where a target has no float8."""
+    without = [target for target in targets if int(target.removeprefix("sm")) < FIRST_FP8_TARGET]
+    if without:
+        raise EngineError(
+            f"the checkpoint's weights are fp8 (e4m3), which {', '.join(without)} does not have: it begins with "
+            f"sm{FIRST_FP8_TARGET}; leave it out of --target, or convert with --quantization int8_wo"
+        )
 
 
 def _possible(library: Library, gpu: Gpu | None) -> tuple[str, ...]:

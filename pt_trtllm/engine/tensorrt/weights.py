@@ -26,6 +26,7 @@ class MappedWeights:
         reader = RankReader(checkpoint_dir, config, manifest, rank)  # checks the digest, and every name and shape
         path = checkpoint_dir / f"rank{rank}.safetensors"
         infos, _ = read_header(path)
+        self.quantization = config.quantization
         self._storage = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
         self._parts: dict[str, Parts] = {}
         for spec in rank_specs(config):
