@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The GPU part of track fusion on this machine's GPU: correctness, determinism, sanitizer, times.
+# What needs a GPU, on this machine's: track fusion (correctness, determinism, sanitizer, times), and, where a TensorRT
+# package is installed, engines of the example through the executor against the CPU engine.
 # Usage: scripts/gpu_check.sh [OUTPUT_FOLDER]      (default docs/results; CUDA_ARCH=90a chooses the target)
 # Exit codes: 0 all good, 1 a check failed, 77 nothing was run because there is no nvcc or no GPU.
 set -euo pipefail
@@ -36,5 +37,13 @@ fi
 nccl="passed"
 NCCL_MULTI_RANK_GPU_ENABLE=1 timeout 120 "$program" "$build/nccl.json" nccl > "$build/nccl.log" 2>&1 \
   || nccl="not run: $(tail -n 1 "$build/nccl.log" | cut -c1-200)"
-python3 scripts/gpu_report.py "$build/checks.json" "$output" --sanitizers "$sanitizers" --nccl "$nccl"
+engines="$build/engines.json"
+rm -f "$engines"
+if python3 -c "import torch" 2> /dev/null; then
+  timeout 1800 python3 -m pt_trtllm.testing.gpu_engines "$engines" || [ $? -eq 77 ] || failed=1
+else
+  echo '{"skipped": "python3 has no PyTorch", "lines": []}' > "$engines"
+fi
+python3 scripts/gpu_report.py "$build/checks.json" "$output" --sanitizers "$sanitizers" --nccl "$nccl" \
+  --engines "$engines"
 exit "$failed"

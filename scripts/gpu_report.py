@@ -1,4 +1,7 @@
-"""One JSON file and one Markdown table from what plugins/gpu_check wrote. Called by scripts/gpu_check.sh."""
+"""One JSON file and one Markdown file from what plugins/gpu_check and pt_trtllm.testing.gpu_engines wrote.
+
+Called by scripts/gpu_check.sh.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,37 @@ def markdown(results: dict[str, Any]) -> str:
         if not norm:
             normed = times.get((ranks, algorithm, size, True), "")
             text.append(f"| {ranks} | {algorithm} | {size} | {times[ranks, algorithm, size, False]} | {normed} |")
-    return "\n".join(text) + "\n"
+    return "\n".join([*text, "", *engine_lines(results["engines"])]) + "\n"
+
+
+def engine_lines(engines: dict[str, Any]) -> list[str]:
+    """The executor's part of the report."""
+    title = "## TensorRT engines of examples/tiny-pt on one GPU"
+    if engines["skipped"]:
+        return [title, "", f"Not run: {engines['skipped']}."]
+    text = [
+        title,
+        "",
+        f"{engines['library']} on {engines['device']}, against the CPU engine in float32. Logits: largest difference, "
+        "relative to the largest logit. Tokens: greedy, up to the first that differs.",
+        "",
+        "| type | quantization | logits | bound | same tokens | |",
+        "|---|---|---:|---:|---:|---|",
+    ]
+    for line in engines["lines"]:
+        verdict = "good" if line["good"] else f"FAILED {line.get('error') or line['wrong_tokens'] or ''}".strip()
+        tokens = f"{line['same_tokens']} of {line['tokens']}" if "tokens" in line else ""
+        numbers = (line.get("logits_error", ""), line.get("bound", ""), tokens)
+        text.append("| " + " | ".join(map(str, (line["dtype"], line["quantization"], *numbers, verdict))) + " |")
+    return text
+
+
+def read_engines(path: Path) -> dict[str, Any]:
+    """A check that died wrote nothing."""
+    if path.is_file():
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+    return {"skipped": "FAILED: it ended before it wrote a result", "lines": []}
 
 
 def main() -> None:
@@ -48,9 +81,13 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--sanitizers", required=True)
     parser.add_argument("--nccl", required=True)
+    parser.add_argument("--engines", type=Path, required=True)
     options = parser.parse_args()
     device, *lines = json.loads(options.checks.read_text())
-    results = {"device": device, "lines": lines, "sanitizers": options.sanitizers, "nccl": options.nccl}
+    results = {
+        "device": device, "lines": lines, "sanitizers": options.sanitizers, "nccl": options.nccl,
+        "engines": read_engines(options.engines),
+    }  # fmt: skip
     for suffix, content in ((".json", json.dumps(results, indent=1) + "\n"), (".md", markdown(results))):
         temporary = options.output / f".{NAME}{suffix}.part"
         temporary.write_text(content)

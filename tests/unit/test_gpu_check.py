@@ -51,9 +51,25 @@ def test_the_report_shows_failures_and_times(tmp_path: Path) -> None:
     ]
     checks = tmp_path / "checks.json"
     checks.write_text(json.dumps(lines))
-    command = [sys.executable, str(ROOT / "scripts/gpu_report.py"), str(checks), str(tmp_path)]
-    subprocess.run([*command, "--sanitizers", "clean", "--nccl", "not run"], check=True, timeout=60)
-    report = (tmp_path / "cuda_fusion_gpu.md").read_text()
+    engines = tmp_path / "engines.json"
+    good = {"check": "engine", "dtype": "float16", "quantization": "none", "good": True, "logits_error": 0.002,
+            "bound": 0.01, "same_tokens": 47, "tokens": 48, "wrong_tokens": []}  # fmt: skip
+    bad = {"check": "engine", "dtype": "float16", "quantization": "fp8", "good": False, "error": "out of memory"}
+    engines.write_text(json.dumps({"skipped": None, "library": "RTX 1", "device": "a GPU", "lines": [good, bad]}))
+    report = make_report(tmp_path, checks, engines)
     assert "0 of 1 good; FAILED" in report
     assert "| 2 | pull | 8192 | 3.25 | 4.5 |" in report
+    assert "| float16 | none | 0.002 | 0.01 | 47 of 48 | good |" in report
+    assert "| float16 | fp8 |  |  |  | FAILED out of memory |" in report
     assert json.loads((tmp_path / "cuda_fusion_gpu.json").read_text())["lines"] == lines[1:]
+    engines.write_text(json.dumps({"skipped": "backend tensorrt: not installed", "lines": []}))
+    assert "Not run: backend tensorrt: not installed." in make_report(tmp_path, checks, engines)
+    engines.unlink()
+    assert "FAILED: it ended before it wrote a result" in make_report(tmp_path, checks, engines)
+
+
+def make_report(folder: Path, checks: Path, engines: Path) -> str:
+    command = [sys.executable, str(ROOT / "scripts/gpu_report.py"), str(checks), str(folder)]
+    texts = ["--sanitizers", "clean", "--nccl", "not run", "--engines", str(engines)]
+    subprocess.run([*command, *texts], check=True, timeout=60)
+    return (folder / "cuda_fusion_gpu.md").read_text()
