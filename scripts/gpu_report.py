@@ -19,7 +19,7 @@ def markdown(results: dict[str, Any]) -> str:
     checks = [line for line in lines if "check" in line]
     bad = [line for line in checks if not line["good"]]
     text = [
-        "# GPU track fusion on one GPU",
+        "# GPU track fusion, and TensorRT engines, on one GPU",
         "",
         f"`scripts/gpu_check.sh` on {device['device']} (compute capability {device['compute_capability']}, driver "
         f"{device['driver']}, runtime {device['runtime']}). All ranks share the GPU: times are the protocol's cost, "
