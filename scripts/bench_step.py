@@ -2,11 +2,12 @@
 
 python scripts/bench_step.py [--shape small] [--world-size 2] [--batch 1 8] [--steps 200] [--plain] [--json FILE]
 
-Makes an engine of random weights, of parallel tracks for several ranks, and starts the ranks with mpirun, each bound to its cores. Rank 0 steps
-its `EngineCore`: scheduling, broadcast, forward pass, sampling. Kernels are timed where they are called in the program
-library (and around the head's product); collectives by the communicator, waiting for the other ranks included. Shown
-are medians over steps, and the fastest step; `outside kernels` leaves collectives out, so that waiting on a busy
-machine does not dilute it. `--plain` runs the PyTorch lowering: its kernels are called from Python and not timed.
+Makes an engine of random weights, of parallel tracks for several ranks, and starts the ranks with mpirun, each bound
+to its cores. Rank 0 steps its `EngineCore`: scheduling, broadcast, forward pass, sampling. Kernels are timed where
+they are called in the program library (and around the head's product); collectives by the communicator, waiting for
+the other ranks included. Shown are medians over steps, and the fastest step; `outside kernels` leaves collectives
+out, so that waiting on a busy machine does not dilute it. `--plain` runs the PyTorch lowering: its kernels are called
+from Python and not timed.
 """
 
 # SPDX-License-Identifier: Apache-2.0
