@@ -28,10 +28,10 @@ __global__ void __launch_bounds__(kMaxBlockThreads, 1)
 
 const void* kernel_of(Algorithm algorithm) {
   if (algorithm == Algorithm::kOneShot) {
-    return reinterpret_cast<const void*>(all_ranks_kernel<OneShot<DeviceMemory, Type, 0>>);
+    return reinterpret_cast<const void*>(all_ranks_kernel<OneShot<DeviceMemory, Plain<Type>, 0>>);
   }
   if (algorithm == Algorithm::kPull) {
-    return reinterpret_cast<const void*>(all_ranks_kernel<Pull<DeviceMemory, Type, 0>>);
+    return reinterpret_cast<const void*>(all_ranks_kernel<Pull<DeviceMemory, Plain<Type>>>);
   }
   return reinterpret_cast<const void*>(all_ranks_kernel<TwoShot<DeviceMemory, Type, 0>>);
 }

@@ -114,15 +114,15 @@ class FusionWorld {
   std::vector<Bytes> memory_;
 };
 
-template <typename Memory, typename Type, int kRanks>
+template <typename Memory, typename Payload, int kRanks>
 void run_protocol(Algorithm algorithm, const Channel& channel, const Call& call, HostTeam& team) {
   switch (algorithm) {
     case Algorithm::kOneShot:
-      return OneShot<Memory, Type, kRanks>::run(channel, call, team);
+      return OneShot<Memory, Payload, kRanks>::run(channel, call, team);
     case Algorithm::kPull:
-      return Pull<Memory, Type, kRanks>::run(channel, call, team);
+      return Pull<Memory, Payload>::run(channel, call, team);
     case Algorithm::kTwoShot:
-      return TwoShot<Memory, Type, kRanks>::run(channel, call, team);
+      return TwoShot<Memory, typename Payload::Type, kRanks>::run(channel, call, team);
     default:
       CHECK(false);
   }

@@ -70,9 +70,9 @@ int good_calls(int calls) {
 
 void three_generations_survive_a_slow_clear_and_two_do_not() {
   constexpr int kCalls = 12;
-  CHECK((good_calls<OneShot<SlowClear, Type, 2, 3>>(kCalls)) == kCalls);
-  CHECK((good_calls<OneShot<SlowClear, Type, 2, 2>>(kCalls)) < kCalls);
-  CHECK((good_calls<OneShot<SlowClear, Type, 2, 1>>(kCalls)) < kCalls);
+  CHECK((good_calls<OneShot<SlowClear, Plain<Type>, 2, 3>>(kCalls)) == kCalls);
+  CHECK((good_calls<OneShot<SlowClear, Plain<Type>, 2, 2>>(kCalls)) < kCalls);
+  CHECK((good_calls<OneShot<SlowClear, Plain<Type>, 2, 1>>(kCalls)) < kCalls);
 }
 
 template <typename Protocol>
@@ -110,7 +110,7 @@ void host_can_abort_a_waiting_rank() {
       return;
     }
     Message message;
-    OneShot<HostMemory, Type, 2>::run(world.channel(0), message.call(0), team);
+    OneShot<HostMemory, Plain<Type>, 2>::run(world.channel(0), message.call(0), team);
     CHECK(message.all(0.0f));
   });
   CHECK(world.record(0).ready == 1 && world.record(0).failure == Failure::kAborted);
@@ -132,12 +132,12 @@ void memory_without_a_header_is_not_waited_for() {
 
 int main(int argc, char**) {
   if (argc > 1) {  // under ThreadSanitizer only
-    good_calls<Pull<RelaxedFlags, Type, 2>>(50);
+    good_calls<Pull<RelaxedFlags, Plain<Type>>>(50);
     return 0;
   }
   three_generations_survive_a_slow_clear_and_two_do_not();
-  absent_rank_is_named<OneShot<HostMemory, Type, 4>>(Algorithm::kOneShot);
-  absent_rank_is_named<Pull<HostMemory, Type, 4>>(Algorithm::kPull);
+  absent_rank_is_named<OneShot<HostMemory, Plain<Type>, 4>>(Algorithm::kOneShot);
+  absent_rank_is_named<Pull<HostMemory, Plain<Type>>>(Algorithm::kPull);
   absent_rank_is_named<TwoShot<HostMemory, Type, 0>>(Algorithm::kTwoShot);
   host_can_abort_a_waiting_rank();
   memory_without_a_header_is_not_waited_for();

@@ -131,7 +131,7 @@ void all_algorithms_agree(int size, uint32_t num_blocks, uint32_t threads, int d
         plans[r] = prepare<Type>(tensors[r], cases[r], dtype, rank, call, world.layout());
       }
       kernel_boundary();
-      run_protocol<DelayedMemory, Type, kRanks>(plans[r].algorithm, world.channel(rank), plans[r].call, team);
+      run_protocol<DelayedMemory, Plain<Type>, kRanks>(plans[r].algorithm, world.channel(rank), plans[r].call, team);
       if (kernel_boundary()) check_results<Type>(tensors[r], cases[r], size, call);
     }
   });

@@ -10,7 +10,7 @@ from pt_trtllm import env, native
 from pt_trtllm.errors import CommunicationError
 
 LIBRARY_NAME = "libpt_cuda_fusion.so"
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 PROVIDERS = {"host_threads": 0, "same_process": 1, "cuda_ipc": 2, "vmm": 3}
 ALGORITHMS = {"auto": -1, "one_shot": 0, "pull": 1, "two_shot": 2, "nccl": 3}
@@ -53,6 +53,8 @@ class Arguments(ctypes.Structure):
         ("num_gammas", ctypes.c_uint32),
         ("gamma_dtype", ctypes.c_int32),
         ("eps", ctypes.c_float),
+        ("codec", ctypes.c_int32),
+        ("delta", ctypes.c_int32),
     )
 
 

@@ -11,6 +11,7 @@ from types import TracebackType
 
 import torch
 
+from pt_trtllm.comm.coding import NO_CODING, Coding
 from pt_trtllm.comm.cuda_abi import ALGORITHMS, PROVIDERS, REDUCTIONS, AllGather, Arguments, Config, check, load_library
 from pt_trtllm.comm.exchange import Exchange
 from pt_trtllm.comm.library import DTYPES
@@ -86,12 +87,18 @@ class CudaFusion:
         gamma: torch.Tensor | None = None,
         eps: float = 1e-5,
         algorithm: str = "auto",
+        coding: Coding = NO_CODING,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """h = mean or sum over ranks of x [..., hidden] (+ residual), and its RMSNorm when `gamma` is given.
 
         gamma [hidden] gives normed like x, gamma [num_gammas, hidden] gives [num_gammas, ..., hidden]; its type is x's
         or float32. The residual is this rank's own.
+
+        With a codec, codes and scales travel, rounded once, by one_shot or pull; there is no coded two_shot here.
+        `coding.delta` needs the mean and a residual, the same on all ranks: x - residual travels, h is the mean of x.
         """
+        if coding.algorithm == "two_shot" and algorithm == "auto":
+            algorithm = "two_shot"
         hidden = self._check(x, residual, gamma, op, algorithm)
         h = torch.empty_like(x)
         normed = None
@@ -112,6 +119,8 @@ class CudaFusion:
             num_gammas=0 if gamma is None else gamma.numel() // hidden,
             gamma_dtype=DTYPES[x.dtype if gamma is None else gamma.dtype],
             eps=eps,
+            codec=coding.codec_number,
+            delta=coding.delta,
         )
         stream = torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else None
         self.launch(arguments, stream)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from pt_trtllm.comm.coding import CODECS, Coding
 from pt_trtllm.comm.cuda_fusion import CudaFusion
 from pt_trtllm.comm.exchange import over_shared_memory
 from pt_trtllm.comm.track_fusion import ShmGroup
@@ -33,6 +35,11 @@ def run_ranks(size: int, body: Callable[[CudaFusion], Any], **options: Any) -> l
 
 def inputs(rank: int, dtype: torch.dtype, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(rank + 1)).to(dtype)
+
+
+def bits(x: torch.Tensor) -> torch.Tensor:
+    """To compare NaN and the sign of zero as well."""
+    return x.view(torch.int32 if x.dtype == torch.float32 else torch.int16)
 
 
 def reference(size: int, dtype: torch.dtype, op: str, shape: tuple[int, ...]) -> torch.Tensor:
@@ -84,6 +91,37 @@ def test_the_processors_own_collective_gives_the_same_bits() -> None:
             torch.testing.assert_close(normed, normed_cpu, rtol=4 * step, atol=0)
 
     run_ranks(2, body)
+    for group in groups:
+        group.close()
+
+
+@pytest.mark.parametrize("codec", CODECS[1:])
+def test_encoded_messages_give_the_bits_of_the_processors_own_collective(codec: str) -> None:
+    """One codec, one rounding: one-shot, pull in pieces, and the CPU library with one_shot."""
+    size = 3
+    groups = [ShmGroup.create(size=size)]
+    groups += [ShmGroup.attach(groups[0].name, rank=rank, size=size) for rank in range(1, size)]
+    shapes = ((1, 8), (5, 96), (3, 33), (9, 400))
+
+    def body(channel: CudaFusion) -> None:
+        for dtype, shape, delta in itertools.product(DTYPES, shapes, (False, True)):
+            x, residual = inputs(channel.rank, dtype, *shape), inputs(9, dtype, *shape)
+            x[0, 3] = float("inf") if channel.rank == 1 else 0.0
+            gamma = torch.linspace(0.5, 1.5, shape[1])
+            coding = Coding(codec=codec, delta=delta, algorithm="one_shot")
+            want, want_normed = groups[channel.rank].fuse(x, residual=residual, gamma=gamma, coding=coding)
+            for algorithm in ("auto", "one_shot", "pull"):
+                h, normed = channel.fuse(x, residual=residual, gamma=gamma, algorithm=algorithm, coding=coding)
+                assert torch.equal(bits(h), bits(want))
+                assert normed is not None
+                assert want_normed is not None
+                step = torch.finfo(dtype).eps
+                torch.testing.assert_close(normed, want_normed, rtol=4 * step, atol=0, equal_nan=True)
+            if not delta:
+                h, _ = channel.fuse(x, op="sum", coding=coding)
+                assert torch.equal(bits(h), bits(groups[channel.rank].fuse(x, op="sum", coding=coding)[0]))
+
+    run_ranks(size, body, staging_bytes=2048)
     for group in groups:
         group.close()
 
@@ -168,6 +206,9 @@ def test_a_failing_exchange_is_raised_as_it_was() -> None:
         ({"x": torch.ones(2, 8), "op": "max"}, "op is 'max'"),
         ({"x": torch.ones(2, 8), "residual": torch.ones(2, 4)}, "residual is"),
         ({"x": torch.ones(2, 8), "gamma": torch.ones(4)}, "gamma is"),
+        ({"x": torch.ones(2, 8), "algorithm": "two_shot", "coding": Coding(codec="int8")}, "has no coded form"),
+        ({"x": torch.ones(2, 8), "coding": Coding(codec="int8", algorithm="two_shot")}, "has no coded form"),
+        ({"x": torch.ones(2, 8), "coding": Coding(codec="int8", delta=True)}, "a mean and a residual"),
         ({"x": torch.ones(2, 8), "algorithm": "nccl"}, "not every rank has libnccl"),
         ({"x": torch.ones(2, 8), "algorithm": "two_shot", "residual": torch.ones(2, 8)}, "use pull"),
         ({"x": torch.ones(1, 1 << 20), "gamma": torch.ones(1 << 20)}, "a row takes 4194304 bytes of staging memory"),

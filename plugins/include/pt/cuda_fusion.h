@@ -22,13 +22,13 @@
 #ifndef PT_CUDA_FUSION_H_
 #define PT_CUDA_FUSION_H_
 
-#include "pt/track_fusion.h" /* pt_status, pt_dtype, pt_reduction, PT_API */
+#include "pt/codecs.h" /* pt_codec, and pt_status, pt_dtype, pt_reduction, PT_API */
 
 #if defined(__cplusplus)
 extern "C" {
 #endif
 
-#define PT_CUDA_FUSION_ABI_VERSION 1
+#define PT_CUDA_FUSION_ABI_VERSION 2
 #define PT_CUDA_FUSION_MAX_RANKS 16
 
 typedef struct pt_cuda_fusion pt_cuda_fusion;
@@ -86,6 +86,9 @@ typedef struct pt_cuda_fusion_arguments {
   uint32_t num_gammas;
   int32_t gamma_dtype;
   float eps;
+  int32_t codec; /* pt_codec: what travels is encoded once; every rank decodes the same bytes, its own included. By
+                  * one-shot and pull, with the same bits: those of pt_track_fusion_fuse_coded with PT_ONE_SHOT */
+  int32_t delta; /* with a codec, a mean and a residual that all ranks have alike: x - residual is encoded */
 } pt_cuda_fusion_arguments;
 
 PT_API const char* pt_cuda_fusion_last_error(void) PT_NOEXCEPT;

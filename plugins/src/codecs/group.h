@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Whole groups on the host, in loops without branches so that they vectorise. Included by the kernels only.
+// Whole groups on the host, in loops without branches so that they vectorise. Included by the
+// kernels, and by those who play a device on the host.
 #pragma once
 
 #include "codecs/layout.h"

@@ -47,23 +47,23 @@ struct Lane {
   // All 32 lanes of the warp take part. Values past the end of a row are zeros. Every lane gets the group's scale.
   static __device__ __forceinline__ Scale encode(const float (&values)[kLaneValues], Word& word) {
     uint32_t largest = 0;
-#pragma unroll
+    PT_UNROLL
     for (int i = 0; i < kLaneValues; ++i) largest = max(largest, magnitude_bits(values[i]));
-#pragma unroll
+    PT_UNROLL
     for (int other = kLanes / 2; other > 0; other /= 2) {
       largest = max(largest, __shfl_xor_sync(0xFFFFFFFFu, largest, other));
     }
     const Scale scale = Codec::scale_for(largest);
     const Scaling scaling = scaling_of<Codec>(scale);
     word = Codes::none();
-#pragma unroll
+    PT_UNROLL
     for (int i = 0; i < kLaneValues; ++i) Codes::put(word, i, Codec::encode(values[i], scaling));
     return scale;
   }
 
   static __device__ __forceinline__ void decode(const Word& word, Scale scale, float (&values)[kLaneValues]) {
     const float factor = Codec::scale_value(scale);
-#pragma unroll
+    PT_UNROLL
     for (int i = 0; i < kLaneValues; ++i) values[i] = multiply(Codec::decode(Codes::get(word, i)), factor);
   }
 };

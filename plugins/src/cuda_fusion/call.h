@@ -36,13 +36,14 @@ struct Call {
   uint64_t elements;
   uint64_t rows;
   uint64_t row_elements;
-  uint32_t row_vectors;  // of a row in transit, rounded up
+  uint32_t row_vectors;  // of a row in transit, encoded or not, rounded up
   uint32_t num_gammas;
   uint64_t piece_rows;  // of pull and two-shot: what one pass over the staging memory carries
   uint32_t num_pieces;
   float scale;
   float eps;
   bool gamma_is_float;
+  bool delta;    // coded payloads only: x - residual travels
   bool aligned;  // every row of every tensor starts on 16 bytes and is whole vectors
 
   PT_HOST_DEVICE uint64_t elements_in(uint64_t row) const {

@@ -26,6 +26,19 @@ struct DeviceMemory {
                  "r"(v.word[0]), "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3])
                  : "memory");
   }
+  static __device__ __forceinline__ Pair load_relaxed(const Pair* from) {
+    Pair v;
+    asm volatile("ld.relaxed.sys.global.v2.u32 {%0, %1}, [%2];"
+                 : "=r"(v.word[0]), "=r"(v.word[1])
+                 : "l"(__cvta_generic_to_global(from))
+                 : "memory");
+    return v;
+  }
+  static __device__ __forceinline__ void store_relaxed(Pair* to, const Pair& v) {
+    asm volatile("st.relaxed.sys.global.v2.u32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "r"(v.word[0]),
+                 "r"(v.word[1])
+                 : "memory");
+  }
   static __device__ __forceinline__ uint32_t load_relaxed(const uint32_t* from) {
     uint32_t value;
     asm volatile("ld.relaxed.sys.u32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");

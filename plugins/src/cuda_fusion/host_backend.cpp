@@ -4,7 +4,9 @@
 
 #include <cstring>
 
+#include "codecs/layout.h"
 #include "cuda_fusion/backend.h"
+#include "cuda_fusion/host_coder.h"
 #include "cuda_fusion/host_team.h"
 #include "cuda_fusion/one_shot.h"
 #include "cuda_fusion/pull.h"
@@ -85,14 +87,19 @@ class HostBackend : public Backend {
   void run(const Plan& plan) {
     HostBlock block(1);
     HostTeam team(block, 0, 0, 1);
+    if (plan.algorithm == Algorithm::kTwoShot) return TwoShot<HostMemory, Type, 0>::run(channel_, plan.call, team);
+    if (plan.codec == PT_CODEC_NONE) return run<Plain<Type>>(plan, team);
+    codecs::with_codec(plan.codec, [&](auto codec) { run<Coded<HostCoder<decltype(codec)>, Type>>(plan, team); });
+  }
+
+  template <typename Payload>
+  void run(const Plan& plan, HostTeam& team) {
     switch (plan.algorithm) {
       case Algorithm::kOneShot:
-        return OneShot<HostMemory, Type, 0>::run(channel_, plan.call, team);
+        return OneShot<HostMemory, Payload, 0>::run(channel_, plan.call, team);
       case Algorithm::kPull:
-        return Pull<HostMemory, Type, 0>::run(channel_, plan.call, team);
-      case Algorithm::kTwoShot:
-        return TwoShot<HostMemory, Type, 0>::run(channel_, plan.call, team);
-      case Algorithm::kNccl:
+        return Pull<HostMemory, Payload>::run(channel_, plan.call, team);
+      default:
         throw Error(PT_INTERNAL, "cuda_fusion: nccl was chosen for host memory");
     }
   }

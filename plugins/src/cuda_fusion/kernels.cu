@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The protocols as kernels.
-#include "cuda_fusion/device_memory.cuh"
+// The protocols as kernels, without codecs; and what else runs on the device.
+#include <vector>
+
+#include "cuda_fusion/fuse_kernel.cuh"
 #include "cuda_fusion/launch.h"
 #include "cuda_fusion/one_shot.h"
 #include "cuda_fusion/pull.h"
@@ -10,13 +12,6 @@ namespace pt::cuda_fusion {
 namespace {
 
 constexpr uint32_t kFlatThreads = 256;
-
-template <typename Protocol>
-__global__ void __launch_bounds__(kMaxBlockThreads, 1)
-    fuse_kernel(const __grid_constant__ Channel channel, const __grid_constant__ Call call) {
-  DeviceTeam team(blockIdx.x, gridDim.x);
-  Protocol::run(channel, call, team);
-}
 
 template <typename Type>
 __global__ void __launch_bounds__(kMaxBlockThreads, 1) norm_kernel(const __grid_constant__ Call call) {
@@ -64,43 +59,16 @@ __global__ void probe_kernel(const __grid_constant__ Channel channel) {
   }
 }
 
-// Calls visit(Type{}) for a checked pt_dtype.
-template <typename Visit>
-cudaError_t with_type(int dtype, Visit&& visit) {
-  switch (dtype) {
-    case PT_BFLOAT16:
-      return visit(numeric::Bfloat16{});
-    case PT_FLOAT16:
-      return visit(numeric::Float16{});
-    default:
-      return visit(numeric::Float32{});
-  }
-}
-
-using FuseKernel = void (*)(Channel, Call);
-
-template <typename Protocol>
-constexpr FuseKernel kKernel = fuse_kernel<Protocol>;
-
-// Specialised for the numbers of ranks that use an algorithm; every kernel costs a second of compile time per target.
+// Only eight ranks have kernels of their own, which read all packets at once: every kernel costs a second of compile
+// time per target.
 template <typename Type>
-FuseKernel kernel_of(Algorithm algorithm, uint32_t size) {
+FuseKernel plain_kernel(Algorithm algorithm, uint32_t size) {
   using Memory = DeviceMemory;
-  switch (algorithm) {
-    case Algorithm::kOneShot:
-      if (size == 2) return kKernel<OneShot<Memory, Type, 2>>;
-      if (size == 4) return kKernel<OneShot<Memory, Type, 4>>;
-      if (size == 8) return kKernel<OneShot<Memory, Type, 8>>;
-      return kKernel<OneShot<Memory, Type, 0>>;
-    case Algorithm::kPull:
-      if (size == 2) return kKernel<Pull<Memory, Type, 2>>;
-      if (size == 4) return kKernel<Pull<Memory, Type, 4>>;
-      return kKernel<Pull<Memory, Type, 0>>;
-    default:
-      if (size == 4) return kKernel<TwoShot<Memory, Type, 4>>;
-      if (size == 8) return kKernel<TwoShot<Memory, Type, 8>>;
-      return kKernel<TwoShot<Memory, Type, 0>>;
+  if (algorithm == Algorithm::kPull) return fuse_kernel<Pull<Memory, Plain<Type>>>;
+  if (algorithm == Algorithm::kOneShot) {
+    return size == 8 ? fuse_kernel<OneShot<Memory, Plain<Type>, 8>> : fuse_kernel<OneShot<Memory, Plain<Type>, 0>>;
   }
+  return size == 8 ? fuse_kernel<TwoShot<Memory, Type, 8>> : fuse_kernel<TwoShot<Memory, Type, 0>>;
 }
 
 uint32_t blocks_for(uint64_t work, uint32_t limit) {
@@ -111,23 +79,28 @@ uint32_t blocks_for(uint64_t work, uint32_t limit) {
 
 cudaError_t launch_protocol(const Channel& channel, const Plan& plan, int dtype, uint32_t num_blocks,
                             cudaStream_t stream) {
-  return with_type(dtype, [&](auto type) {
-    const FuseKernel kernel = kernel_of<decltype(type)>(plan.algorithm, channel.size);
-    kernel<<<num_blocks, plan.threads, 0, stream>>>(channel, plan.call);
-    return cudaGetLastError();
-  });
+  const FuseKernel kernel =
+      plan.codec == PT_CODEC_NONE
+          ? with_type(dtype, [&](auto type) { return plain_kernel<decltype(type)>(plan.algorithm, channel.size); })
+          : coded_kernel(plan.codec, dtype, plan.algorithm);
+  kernel<<<num_blocks, plan.threads, 0, stream>>>(channel, plan.call);
+  return cudaGetLastError();
 }
 
 cudaError_t resident_blocks(int* blocks) {
+  using numeric::Bfloat16;
+  std::vector<FuseKernel> kernels = {plain_kernel<Bfloat16>(Algorithm::kPull, 0),
+                                     plain_kernel<Bfloat16>(Algorithm::kTwoShot, 0),
+                                     plain_kernel<Bfloat16>(Algorithm::kTwoShot, 8)};
+  for (int codec = PT_CODEC_INT8; codec <= PT_CODEC_MXFP4; ++codec) {
+    kernels.push_back(coded_kernel(codec, PT_BFLOAT16, Algorithm::kPull));
+  }
   *blocks = 1 << 20;
-  for (const Algorithm algorithm : {Algorithm::kPull, Algorithm::kTwoShot}) {
-    for (const uint32_t size : {2, 4, 8, 3}) {
-      int found = 0;
-      const cudaError_t error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(
-          &found, kernel_of<numeric::Bfloat16>(algorithm, size), kMaxBlockThreads, 0);
-      if (error != cudaSuccess) return error;
-      if (found < *blocks) *blocks = found;
-    }
+  for (const FuseKernel kernel : kernels) {
+    int found = 0;
+    const cudaError_t error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&found, kernel, kMaxBlockThreads, 0);
+    if (error != cudaSuccess) return error;
+    if (found < *blocks) *blocks = found;
   }
   return cudaSuccess;
 }

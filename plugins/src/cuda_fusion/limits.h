@@ -33,6 +33,7 @@ struct Selection {
   int size;
   size_t bytes;          // one rank's message as it travels: after the codec, rows padded to whole vectors
   size_t one_shot_room;  // of an inbox
+  bool is_coded;         // two-shot would encode twice
   bool has_residual;     // two-shot would round twice
   bool has_nccl;         // on every rank
 };

@@ -7,14 +7,14 @@
 // nobody pushes into generation (k - 1) % 3 = (k + 2) % 3 before it is clean. With two generations that argument fails.
 #pragma once
 
-#include "cuda_fusion/row.h"
+#include "cuda_fusion/payload.h"
 #include "cuda_fusion/wait.h"
 
 namespace pt::cuda_fusion {
 namespace {
 
-// kRanks: 2, 4, 8, or 0 for any number. kNumGenerations differs from 3 only in tests that want to see it fail.
-template <typename Memory, typename Type, int kRanks, uint32_t kNumGenerations = kGenerations>
+// kRanks: 8, or 0 for any number. kNumGenerations differs from 3 only in tests that want to see it fail.
+template <typename Memory, typename Payload, int kRanks, uint32_t kNumGenerations = kGenerations>
 class OneShot {
  public:
   template <typename Team>
@@ -24,24 +24,23 @@ class OneShot {
     Waiter<Memory> waiter(channel, Algorithm::kOneShot, control->one_shot_epoch);
     push(channel, call, team, channel.layout.inbox(generation));
     clear(channel, team, (generation + kNumGenerations - 1) % kNumGenerations, control->one_shot_clear);
+    const Vector* inbox = channel.at<Vector>(channel.rank, channel.layout.inbox(generation));
     for (uint64_t row = team.block(); row < call.rows; row += team.num_blocks()) {
       float squares = 0.0f;
-      for (uint32_t c = team.thread(); c < call.vectors_in<Type>(row); c += team.size()) {
-        Vector h = filled(0);
-        float sums[kPerVector<Type>] = {};
-        if (collect(channel, waiter, channel.layout.inbox(generation), row * call.row_vectors + c,
-                    call.rows * call.row_vectors, sums)) {
-          h = finish_sum<Type>(call, row, c, sums);
-        }
-        squares = add(squares, store_h<Type>(call, row, c, h));
+      for (uint32_t c = team.thread(); c < Payload::packets(call, row); c += team.size()) {
+        float sums[Payload::kValues] = {};
+        const bool arrived = collect(channel, call, waiter, inbox + row * call.row_vectors, c, sums);
+        squares = add(squares, store_packet<Payload>(call, row, c, sums, arrived));
       }
-      if (call.num_gammas != 0) norm_row<Type>(call, team, row, squares);
+      if (call.num_gammas != 0) norm_row<typename Payload::Type>(call, team, row, squares);
     }
     if (channel.strict) Memory::fence();
     finish(channel, call, team, generation);
   }
 
  private:
+  using Inbox = Polled<Memory>;
+
   static PT_HOST_DEVICE uint32_t num_ranks(const Channel& channel) { return kRanks != 0 ? kRanks : channel.size; }
 
   template <typename Team>
@@ -49,13 +48,16 @@ class OneShot {
     const uint32_t n = num_ranks(channel);
     const uint64_t slot = call.rows * call.row_vectors;
     for (uint64_t row = team.block(); row < call.rows; row += team.num_blocks()) {
-      for (uint32_t c = team.thread(); c < call.vectors_in<Type>(row); c += team.size()) {
-        const Vector mine = without_sentinel(load_vector<Type>(call, call.x, row, c));
-        const uint64_t at = channel.rank * slot + row * call.row_vectors + c;
+      const uint32_t packets = Payload::packets(call, row);
+      // Threads that make packets together stay together, past the end of the row as well.
+      for (uint32_t c = team.thread(); c - c % Payload::kLanes < packets; c += team.size()) {
+        const typename Payload::Packet mine = Payload::make(call, row, c);
+        if (c >= packets) continue;
+        const uint64_t at = channel.rank * slot + row * call.row_vectors;
         // Starting with the own inbox: at any time every rank writes to another one.
         for (uint32_t step = 0; step < n; ++step) {
           const uint32_t peer = channel.rank + step < n ? channel.rank + step : channel.rank + step - n;
-          Memory::store_relaxed(channel.at<Vector>(peer, inbox) + at, mine);
+          Payload::template store<Inbox>(call, channel.at<Vector>(peer, inbox) + at, c, mine);
         }
       }
     }
@@ -70,31 +72,32 @@ class OneShot {
     }
   }
 
-  // The sum over ranks of one vector, in rank order. False: gave up.
-  static PT_HOST_DEVICE bool collect(const Channel& channel, Waiter<Memory>& waiter, uint64_t inbox, uint64_t at,
-                                     uint64_t slot, float* sums) {
-    constexpr uint32_t kBatch = kRanks != 0 ? kRanks : 1;
+  // The sums over ranks of one packet's values, in rank order. False: gave up.
+  static PT_HOST_DEVICE bool collect(const Channel& channel, const Call& call, Waiter<Memory>& waiter,
+                                     const Vector* row_at, uint32_t c, float* sums) {
+    constexpr uint32_t kBatch = kRanks != 0 ? kRanks : kPacketsAtOnce;
     const uint32_t n = num_ranks(channel);
-    const Vector* mine = channel.at<Vector>(channel.rank, inbox) + at;
+    const uint64_t slot = call.rows * call.row_vectors;
     for (uint32_t first = 0; first < n; first += kBatch) {
-      Vector words[kBatch];
+      typename Payload::Packet packets[kBatch] = {};
       waiter.restart();
       for (;;) {
         uint32_t missing = n;
         PT_UNROLL
-        for (uint32_t i = 0; i < kBatch; ++i) words[i] = Memory::load_relaxed(mine + (first + i) * slot);
+        for (uint32_t i = 0; i < kBatch; ++i) {
+          if (first + i < n) packets[i] = Payload::template load<Inbox>(call, row_at + (first + i) * slot, c);
+        }
         PT_UNROLL
         for (uint32_t i = 0; i < kBatch; ++i) {
-          if (has_sentinel(words[i]) && missing == n) missing = first + i;
+          if (first + i < n && Payload::is_missing(packets[i]) && missing == n) missing = first + i;
         }
         if (missing == n) break;
         if (!waiter.keep_waiting(missing, Phase::kFirst)) return false;
       }
       if (channel.strict) Memory::fence();
-      if (first == 0) start<Type>(sums, words[0]);
       PT_UNROLL
       for (uint32_t i = 0; i < kBatch; ++i) {
-        if (first + i != 0) accumulate<Type>(sums, words[i]);
+        if (first + i < n) add_packet<Payload>(call, packets[i], first + i, c, sums);
       }
     }
     return true;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "codecs/layout.h"
 #include "cuda_fusion/error.h"
 
 namespace pt::cuda_fusion {
@@ -31,11 +32,25 @@ void check(const pt_cuda_fusion_arguments& a) {
   PT_FUSION_REQUIRE(a.num_gammas == 0 || a.tokens == 0 || a.norm_out != nullptr, "fuse: norm_out is null");
   PT_FUSION_REQUIRE(a.num_gammas == 0 || a.gamma_dtype == a.dtype || a.gamma_dtype == PT_FLOAT32,
                     "fuse: gamma has dtype %d, expected %d or 0 (float32)", a.gamma_dtype, a.dtype);
+  PT_FUSION_REQUIRE(a.codec >= PT_CODEC_NONE && a.codec <= PT_CODEC_MXFP4,
+                    "fuse: codec is %d, expected 0 (none), 1 (int8), 2 (fp8), 3 (int4) or 4 (mxfp4)", a.codec);
+  PT_FUSION_REQUIRE(
+      a.delta == 0 || (a.codec != PT_CODEC_NONE && a.reduction == PT_MEAN && (a.tokens == 0 || a.residual != nullptr)),
+      "fuse: delta needs a codec, a mean and a residual");
   PT_FUSION_REQUIRE(std::isfinite(a.eps) && a.eps >= 0, "fuse: eps is %g, expected a number from 0",
                     static_cast<double>(a.eps));
 }
 
 bool on_sixteen(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % sizeof(Vector) == 0; }
+
+// Vectors of one row in transit.
+uint32_t vectors_in_transit(int codec, uint64_t row_elements, uint32_t vectors) {
+  codecs::with_codec(codec, [&](auto chosen) {
+    using Layout = codecs::Layout<decltype(chosen)>;
+    vectors = static_cast<uint32_t>(Layout::encoded_bytes(Layout::groups_per_row(row_elements)) / sizeof(Vector));
+  });
+  return vectors;
+}
 
 // Rows that pass through the staging memory at once.
 uint64_t rows_at_once(Algorithm algorithm, const Call& call, const Layout& layout) {
@@ -71,8 +86,10 @@ Plan make_plan(const pt_cuda_fusion_arguments& a, const Layout& layout, const Li
           .scale = a.reduction == PT_MEAN ? 1.0f / static_cast<float>(layout.size) : 1.0f,
           .eps = a.eps,
           .gamma_is_float = a.gamma_dtype == PT_FLOAT32,
+          .delta = a.delta != 0,
           .aligned = false};
-  if (a.num_gammas == 0) {
+  plan.codec = a.codec;
+  if (a.num_gammas == 0 && a.codec == PT_CODEC_NONE) {  // groups of a codec end with a token
     call.row_elements = uint64_t{kFlatVectors} * per_vector;
     call.rows = (call.elements + call.row_elements - 1) / call.row_elements;
     // A short message is one row of its own length, or all its threads but a few would idle in the slices of others.
@@ -80,15 +97,17 @@ Plan make_plan(const pt_cuda_fusion_arguments& a, const Layout& layout, const Li
   }
   PT_FUSION_REQUIRE(call.row_elements < uint64_t{1} << 24, "fuse: hidden is %llu, expected less than 2^24",
                     static_cast<unsigned long long>(call.row_elements));
-  call.row_vectors = static_cast<uint32_t>((call.row_elements + per_vector - 1) / per_vector);
+  const auto vectors = static_cast<uint32_t>((call.row_elements + per_vector - 1) / per_vector);
+  call.row_vectors = vectors_in_transit(a.codec, call.row_elements, vectors);
   call.aligned = call.elements % per_vector == 0 && call.row_elements % per_vector == 0 && on_sixteen(a.x) &&
                  on_sixteen(a.residual) && on_sixteen(a.h) && on_sixteen(a.norm_out);
-  plan.threads = static_cast<uint32_t>(std::min<uint64_t>(round_up(call.row_vectors, kWarp), kMaxBlockThreads));
+  plan.threads = static_cast<uint32_t>(std::min<uint64_t>(round_up(vectors, kWarp), kMaxBlockThreads));
   if (call.rows == 0) return plan;
 
   const Selection selection = {.size = static_cast<int>(layout.size),
                                .bytes = call.rows * call.row_vectors * sizeof(Vector),
                                .one_shot_room = layout.one_shot_bytes,
+                               .is_coded = a.codec != PT_CODEC_NONE,
                                .has_residual = a.residual != nullptr,
                                .has_nccl = has_nccl};
   plan.algorithm = a.algorithm < 0 ? select_algorithm(selection, limits) : static_cast<Algorithm>(a.algorithm);
@@ -99,6 +118,8 @@ Plan make_plan(const pt_cuda_fusion_arguments& a, const Layout& layout, const Li
                         static_cast<unsigned long long>(layout.one_shot_bytes));
       break;
     case Algorithm::kTwoShot:
+      PT_FUSION_REQUIRE(a.codec == PT_CODEC_NONE,
+                        "fuse: two-shot has no coded form (it would encode twice), use one_shot or pull");
       PT_FUSION_REQUIRE(a.residual == nullptr,
                         "fuse: two-shot cannot add a residual before the one rounding, use pull");
       [[fallthrough]];
@@ -107,6 +128,7 @@ Plan make_plan(const pt_cuda_fusion_arguments& a, const Layout& layout, const Li
       call.num_pieces = static_cast<uint32_t>((call.rows + call.piece_rows - 1) / call.piece_rows);
       break;
     case Algorithm::kNccl:
+      PT_FUSION_REQUIRE(a.codec == PT_CODEC_NONE, "fuse: nccl has no coded form, use one_shot or pull");
       PT_FUSION_REQUIRE(a.residual == nullptr, "fuse: nccl cannot add a residual before the one rounding, use pull");
       PT_FUSION_REQUIRE(has_nccl, "fuse: nccl was asked for, and not every rank has libnccl.so.2");
       break;

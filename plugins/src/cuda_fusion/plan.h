@@ -9,6 +9,7 @@ namespace pt::cuda_fusion {
 
 struct Plan {
   Algorithm algorithm;
+  int codec;  // pt_codec
   Call call;
   // Threads of a block: of the row's length only, so that every algorithm adds the squares of a row alike.
   uint32_t threads;

@@ -7,12 +7,12 @@
 #pragma once
 
 #include "cuda_fusion/barrier.h"
-#include "cuda_fusion/row.h"
+#include "cuda_fusion/payload.h"
 
 namespace pt::cuda_fusion {
 namespace {
 
-template <typename Memory, typename Type, int kRanks>
+template <typename Memory, typename Payload>
 class Pull {
  public:
   template <typename Team>
@@ -26,23 +26,21 @@ class Pull {
       const uint64_t staging = channel.layout.scatter(epoch);
       Vector* mine = channel.at<Vector>(channel.rank, staging);
       for (uint64_t row = first + team.block(); row < last; row += team.num_blocks()) {
-        for (uint32_t c = team.thread(); c < call.vectors_in<Type>(row); c += team.size()) {
-          mine[(row - first) * call.row_vectors + c] = without_sentinel(load_vector<Type>(call, call.x, row, c));
+        const uint32_t packets = Payload::packets(call, row);
+        for (uint32_t c = team.thread(); c - c % Payload::kLanes < packets; c += team.size()) {
+          const typename Payload::Packet packet = Payload::make(call, row, c);
+          if (c < packets) Payload::template store<Staged>(call, mine + (row - first) * call.row_vectors, c, packet);
         }
       }
       const bool alive = meet_peers(channel, team, waiter, Phase::kFirst, epoch);
       for (uint64_t row = first + team.block(); row < last; row += team.num_blocks()) {
         float squares = 0.0f;
-        for (uint32_t c = team.thread(); c < call.vectors_in<Type>(row); c += team.size()) {
-          Vector h = filled(0);
-          if (alive) {
-            float sums[kPerVector<Type>];
-            collect(channel, staging, (row - first) * call.row_vectors + c, sums);
-            h = finish_sum<Type>(call, row, c, sums);
-          }
-          squares = add(squares, store_h<Type>(call, row, c, h));
+        for (uint32_t c = team.thread(); c < Payload::packets(call, row); c += team.size()) {
+          float sums[Payload::kValues] = {};
+          if (alive) collect(channel, call, staging, (row - first) * call.row_vectors, c, sums);
+          squares = add(squares, store_packet<Payload>(call, row, c, sums, alive));
         }
-        if (call.num_gammas != 0) norm_row<Type>(call, team, row, squares);
+        if (call.num_gammas != 0) norm_row<typename Payload::Type>(call, team, row, squares);
       }
       waiter.next_epoch();
     }
@@ -50,18 +48,19 @@ class Pull {
   }
 
  private:
-  static PT_HOST_DEVICE void collect(const Channel& channel, uint64_t staging, uint64_t at, float* sums) {
-    const uint32_t n = kRanks != 0 ? kRanks : channel.size;
-    if constexpr (kRanks != 0) {
-      Vector words[kRanks];
+  static PT_HOST_DEVICE void collect(const Channel& channel, const Call& call, uint64_t staging, uint64_t row_at,
+                                     uint32_t c, float* sums) {
+    for (uint32_t first = 0; first < channel.size; first += kPacketsAtOnce) {
+      typename Payload::Packet packets[kPacketsAtOnce] = {};
       PT_UNROLL
-      for (uint32_t rank = 0; rank < kRanks; ++rank) words[rank] = channel.at<Vector>(rank, staging)[at];
-      start<Type>(sums, words[0]);
+      for (uint32_t i = 0; i < kPacketsAtOnce; ++i) {
+        if (first + i >= channel.size) break;
+        packets[i] = Payload::template load<Staged>(call, channel.at<Vector>(first + i, staging) + row_at, c);
+      }
       PT_UNROLL
-      for (uint32_t rank = 1; rank < kRanks; ++rank) accumulate<Type>(sums, words[rank]);
-    } else {
-      start<Type>(sums, channel.at<Vector>(0, staging)[at]);
-      for (uint32_t rank = 1; rank < n; ++rank) accumulate<Type>(sums, channel.at<Vector>(rank, staging)[at]);
+      for (uint32_t i = 0; i < kPacketsAtOnce; ++i) {
+        if (first + i < channel.size) add_packet<Payload>(call, packets[i], first + i, c, sums);
+      }
     }
   }
 };

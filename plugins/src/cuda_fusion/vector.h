@@ -13,6 +13,10 @@ struct alignas(16) Vector {
   uint32_t word[4];
 };
 
+struct alignas(8) Pair {
+  uint32_t word[2];
+};
+
 namespace {
 
 // "Not yet arrived." As two halves it is (+0, -0), as a float -0: a sender gives up no more than the sign of a zero.
