@@ -32,16 +32,23 @@ def markdown(results: dict[str, Any]) -> str:
     ]
     if limits:
         text.append(f"- copy bandwidth {limits['copy_gb_per_s']} GB/s, smallest launch {limits['launch_us']} us")
-    text += ["", "| ranks | algorithm | bytes per rank | us | with RMSNorm us |", "|---:|---|---:|---:|---:|"]
+    text += [
+        "",
+        "Bytes of one rank's message before the codec.",
+        "",
+        "| ranks | algorithm | codec | bytes per rank | us | with RMSNorm us |",
+        "|---:|---|---|---:|---:|---:|",
+    ]
     times = {
-        (line["ranks"], line["algorithm"], line["bytes"], line["norm"]): line["us"]
+        (line["ranks"], line["algorithm"], line["codec"], line["bytes"], line["norm"]): line["us"]
         for line in lines
         if line.get("measure") == "fuse"
     }
-    for ranks, algorithm, size, norm in sorted(times):
+    for ranks, algorithm, codec, size, norm in sorted(times):
         if not norm:
-            normed = times.get((ranks, algorithm, size, True), "")
-            text.append(f"| {ranks} | {algorithm} | {size} | {times[ranks, algorithm, size, False]} | {normed} |")
+            normed = times.get((ranks, algorithm, codec, size, True), "")
+            plain = times[ranks, algorithm, codec, size, False]
+            text.append(f"| {ranks} | {algorithm} | {codec} | {size} | {plain} | {normed} |")
     return "\n".join([*text, "", *engine_lines(results["engines"])]) + "\n"
 
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <memory>
 
+#include "cuda_fusion/device_coder.cuh"
 #include "cuda_fusion/device_memory.cuh"
 #include "cuda_fusion/one_shot.h"
 #include "cuda_fusion/plan.h"
@@ -26,14 +27,21 @@ __global__ void __launch_bounds__(kMaxBlockThreads, 1)
   Protocol::run(channels[rank], calls[rank], team);
 }
 
+template <typename Protocol>
+const void* const kKernel = reinterpret_cast<const void*>(all_ranks_kernel<Protocol>);
+
+template <typename Payload>
 const void* kernel_of(Algorithm algorithm) {
-  if (algorithm == Algorithm::kOneShot) {
-    return reinterpret_cast<const void*>(all_ranks_kernel<OneShot<DeviceMemory, Plain<Type>, 0>>);
-  }
-  if (algorithm == Algorithm::kPull) {
-    return reinterpret_cast<const void*>(all_ranks_kernel<Pull<DeviceMemory, Plain<Type>>>);
-  }
-  return reinterpret_cast<const void*>(all_ranks_kernel<TwoShot<DeviceMemory, Type, 0>>);
+  return algorithm == Algorithm::kPull ? kKernel<Pull<DeviceMemory, Payload>>
+                                       : kKernel<OneShot<DeviceMemory, Payload, 0>>;
+}
+
+const void* kernel_of(Algorithm algorithm, int codec) {
+  if (algorithm == Algorithm::kTwoShot) return kKernel<TwoShot<DeviceMemory, Type, 0>>;
+  const void* kernel = kernel_of<Plain<Type>>(algorithm);
+  codecs::with_codec(codec,
+                     [&](auto chosen) { kernel = kernel_of<Coded<WarpCoder<decltype(chosen)>, Type>>(algorithm); });
+  return kernel;
 }
 
 // Workspaces, counters and records of all ranks.
@@ -90,7 +98,7 @@ class Arena {
   Channel* on_device_ = nullptr;
 };
 
-void check_one(int size, Algorithm algorithm, uint64_t tokens, uint64_t hidden, int calls, Report& report) {
+void check_one(int size, Algorithm algorithm, int codec, uint64_t tokens, uint64_t hidden, int calls, Report& report) {
   const Layout layout = {static_cast<uint32_t>(size), uint64_t{1} << 18, uint64_t{1} << 20};
   const Arena arena(size, layout);
   std::vector<std::unique_ptr<Tensors>> owned;
@@ -101,7 +109,7 @@ void check_one(int size, Algorithm algorithm, uint64_t tokens, uint64_t hidden, 
     owned.push_back(std::make_unique<Tensors>(rank, tokens, hidden, true));
     ranks.push_back(owned.back().get());
     const Plan plan =
-        make_plan(owned.back()->arguments(static_cast<int>(algorithm)), layout, Limits::defaults(size), false);
+        make_plan(owned.back()->arguments(static_cast<int>(algorithm), codec), layout, Limits::defaults(size), false);
     planned.push_back(plan.call);
     threads = plan.threads;
   }
@@ -117,11 +125,11 @@ void check_one(int size, Algorithm algorithm, uint64_t tokens, uint64_t hidden, 
     // One-shot takes any grid; the others must keep theirs.
     if (algorithm == Algorithm::kOneShot) blocks = 1 + seed % 8;
     void* arguments[] = {&channels, &calls_on_device, &blocks, &seed};
-    GPU(cudaLaunchCooperativeKernel(kernel_of(algorithm), dim3(blocks * static_cast<uint32_t>(size)), dim3(threads),
-                                    arguments, 0, nullptr));
+    GPU(cudaLaunchCooperativeKernel(kernel_of(algorithm, codec), dim3(blocks * static_cast<uint32_t>(size)),
+                                    dim3(threads), arguments, 0, nullptr));
     if (call % 500 == 0 || call + 1 == calls) {
       GPU(cudaDeviceSynchronize());
-      good = arena.healthy() && same_everywhere(ranks, true, &hash);
+      good = arena.healthy() && same_everywhere(ranks, true, codec, &hash);
       for (const Tensors* tensors : ranks) tensors->forget();
     }
   }
@@ -129,8 +137,8 @@ void check_one(int size, Algorithm algorithm, uint64_t tokens, uint64_t hidden, 
   char line[256];
   std::snprintf(
       line, sizeof(line),
-      R"({"check": "cooperative", "ranks": %d, "algorithm": "%s", "tokens": %llu, "calls": %d, "hash": "%016llx", "good": %s})",
-      size, algorithm_name(algorithm), static_cast<unsigned long long>(tokens), calls,
+      R"({"check": "cooperative", "ranks": %d, "algorithm": "%s", "codec": "%s", "tokens": %llu, "calls": %d, "hash": "%016llx", "good": %s})",
+      size, algorithm_name(algorithm), kCodecNames[codec], static_cast<unsigned long long>(tokens), calls,
       static_cast<unsigned long long>(hash), good ? "true" : "false");
   report.add(line, good);
 }
@@ -138,9 +146,17 @@ void check_one(int size, Algorithm algorithm, uint64_t tokens, uint64_t hidden, 
 }  // namespace
 
 void check_cooperative(int size, int calls, Report& report) {
-  for (const uint64_t tokens : {1, 7}) check_one(size, Algorithm::kOneShot, tokens, 4096, calls, report);
+  constexpr int kNone = PT_CODEC_NONE;
+  for (const uint64_t tokens : {1, 7}) check_one(size, Algorithm::kOneShot, kNone, tokens, 4096, calls, report);
   for (const Algorithm algorithm : {Algorithm::kPull, Algorithm::kTwoShot}) {
-    for (const uint64_t tokens : {3, 300}) check_one(size, algorithm, tokens, 4096, calls / 4, report);
+    for (const uint64_t tokens : {3, 300}) check_one(size, algorithm, kNone, tokens, 4096, calls / 4, report);
+  }
+  // Also rows that end inside a group and inside a warp's turn.
+  for (int codec = PT_CODEC_INT8; codec <= PT_CODEC_MXFP4; ++codec) {
+    for (const uint64_t hidden : {4096, 1000}) {
+      check_one(size, Algorithm::kOneShot, codec, 7, hidden, calls / 4, report);
+      check_one(size, Algorithm::kPull, codec, 300, hidden, calls / 8, report);
+    }
   }
 }
 

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "common/numeric.h"
+#include "pt/codecs.h"
 #include "pt/cuda_fusion.h"
 
 #define GPU(call)                                                                                     \
@@ -29,6 +30,10 @@ inline uint64_t fnv1a(const void* data, size_t bytes) {
   for (size_t i = 0; i < bytes; ++i) hash = (hash ^ static_cast<const uint8_t*>(data)[i]) * 1099511628211u;
   return hash;
 }
+
+// The CPU's codecs: [tokens, hidden] encoded and decoded, and the bytes that travel.
+std::vector<float> passed_through(int codec, const std::vector<float>& values, size_t hidden);
+size_t bytes_in_transit(int codec, size_t tokens, size_t hidden);
 
 // bfloat16 tensors of one rank, x different on each.
 class Tensors {
@@ -52,7 +57,7 @@ class Tensors {
 
   size_t bytes() const { return tokens_ * hidden_ * 2; }
 
-  pt_cuda_fusion_arguments arguments(int algorithm) const {
+  pt_cuda_fusion_arguments arguments(int algorithm, int codec = PT_CODEC_NONE) const {
     pt_cuda_fusion_arguments a = {};
     a.struct_bytes = sizeof(a);
     a.dtype = PT_BFLOAT16;
@@ -67,6 +72,7 @@ class Tensors {
     a.num_gammas = norm_ ? 1 : 0;
     a.gamma_dtype = PT_BFLOAT16;
     a.eps = 1e-5f;
+    a.codec = codec;
     return a;
   }
 
@@ -77,22 +83,32 @@ class Tensors {
     GPU(cudaMemset(out_, 0xAB, bytes()));
   }
 
-  // What every rank must have in h: the contract's arithmetic, on the host.
-  static std::vector<uint16_t> expected(const std::vector<const Tensors*>& ranks) {
-    std::vector<uint16_t> result(ranks[0]->host_x_.size());
+  // What every rank must have in h: the contract's arithmetic, on the host, with the host's own codecs.
+  static std::vector<uint16_t> expected(const std::vector<const Tensors*>& ranks, int codec) {
+    std::vector<float> sums = ranks[0]->received(codec);
+    for (size_t rank = 1; rank < ranks.size(); ++rank) {
+      const std::vector<float> values = ranks[rank]->received(codec);
+      for (size_t i = 0; i < sums.size(); ++i) sums[i] += values[i];
+    }
+    std::vector<uint16_t> result(sums.size());
     for (size_t i = 0; i < result.size(); ++i) {
-      float sum = numeric::Bfloat16::to_float(ranks[0]->host_x_[i]);
-      for (size_t rank = 1; rank < ranks.size(); ++rank) sum += numeric::Bfloat16::to_float(ranks[rank]->host_x_[i]);
-      result[i] = numeric::Bfloat16::from_float(sum * (1.0f / static_cast<float>(ranks.size())));
+      result[i] = numeric::Bfloat16::from_float(sums[i] * (1.0f / static_cast<float>(ranks.size())));
     }
     return result;
   }
 
  private:
-  // Never zero: the sign of a zero is not part of the contract.
+  // x as the other ranks read it.
+  std::vector<float> received(int codec) const {
+    std::vector<float> values(host_x_.size());
+    for (size_t i = 0; i < values.size(); ++i) values[i] = numeric::Bfloat16::to_float(host_x_[i]);
+    return passed_through(codec, values, hidden_);
+  }
+  // Of both signs, of sizes that differ between groups, and never zero: the sign of a zero is not part of the contract.
   static float value(int rank, size_t i) {
-    const auto mixed = static_cast<uint32_t>(i * 2654435761u + static_cast<size_t>(rank) * 40503u);
-    return 0.37f + static_cast<float>(mixed % 1021) * 0.0113f;
+    const auto mixed = static_cast<uint32_t>(i * 2654435761u + static_cast<size_t>(rank) * 40503u) >> 8;
+    const float size = (0.37f + static_cast<float>(mixed % 1021) * 0.0113f) * static_cast<float>(1u << (i / 32 % 7));
+    return mixed / 1021 % 2 == 0 ? size : -size;
   }
   static void* allocate(size_t bytes) {
     void* memory = nullptr;
@@ -126,8 +142,10 @@ struct Report {
   }
 };
 
+constexpr const char* kCodecNames[] = {"none", "int8", "fp8", "int4", "mxfp4"};
+
 // h equal to the reference and the norms equal to each other, on all ranks; the hash of both.
-bool same_everywhere(const std::vector<const Tensors*>& ranks, bool norm, uint64_t* hash);
+bool same_everywhere(const std::vector<const Tensors*>& ranks, bool norm, int codec, uint64_t* hash);
 
 // One cooperative kernel holds all ranks: nothing but the protocol can go wrong.
 void check_cooperative(int size, int calls, Report& report);
