@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from pt_trtllm.testing.reference import build_model, save_checkpoint
 
 # The models of the tests are tiny: a thread pool would only wait for itself, and for long on a busy machine.
 torch.set_num_threads(1)
+
+# A shell's background jobs ignore SIGINT, and so would the commands that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

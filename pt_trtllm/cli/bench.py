@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import shlex
-import signal
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +80,7 @@ def command(
         limits, prompt_lengths or None, SHORT if shape in SHORT_SHAPES else DEFAULTS, batch_size=batch_size,
         output_len=output_len, num_requests=num_requests, repeats=repeats, seed=seed,
     )  # fmt: skip
-    with _ended_by_sigterm(), tempfile.TemporaryDirectory(prefix="pt-bench-") as work:
+    with tempfile.TemporaryDirectory(prefix="pt-bench-") as work:
         engines = list(zip(engine_names(folders), folders, strict=True))
         if shape is not None:
             engines = _make(_shape_options(shape, **shape_options), workload, Path(work), deadline)
@@ -147,17 +144,3 @@ def engine_names(folders: list[Path]) -> list[str]:
 
 def _command_line() -> str:
     return shlex.join(["pt-trtllm", *sys.argv[1:]])
-
-
-@contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends the run as Ctrl-C does: ranks and files go first."""
-
-    def interrupt(signum: int, frame: object) -> None:
-        signal.raise_signal(signal.SIGINT)
-
-    previous = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
