@@ -9,7 +9,7 @@ for sanitizer in "" thread; do
   cmake -S plugins -B "$folder" -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DPT_BUILD_TESTS=ON \
     -DPT_SANITIZE="$sanitizer" > /dev/null
   cmake --build "$folder" --parallel 2
-  ctest --test-dir "$folder" --parallel 2 --output-on-failure --timeout 120
+  ctest --test-dir "$folder" --output-on-failure --timeout 120
 done
 if command -v nvcc > /dev/null; then
   # The library for every target, the check program for one; a kernel that spills registers fails the build.
