@@ -14,6 +14,7 @@ from pt_trtllm.errors import ServingError
 from pt_trtllm.serving.server import ServerOptions, TritonServer
 
 DEFAULTS = ServerOptions()
+CHECK_PERIOD_S = 1.0
 
 
 @click.command("serve")
@@ -43,7 +44,12 @@ def command(model_repository: Path, extra: tuple[str, ...], **options: Any) -> i
         click.echo(f"ready: gRPC {server.grpc_url}, HTTP {server.http_url}, metrics {server.metrics_url}")
         try:
             while server.poll() is None:
-                time.sleep(0.2)
+                time.sleep(CHECK_PERIOD_S)
+                if lost := server.lost_model():
+                    last_lines = server.log_tail()
+                    server.close(exit_timeout_s=0.0)
+                    raise ServingError(f"a model's {lost}, which Triton cannot mend, so the server was ended; start it "
+                                       f"again. Last lines of its log:\n{last_lines}")  # fmt: skip
         except KeyboardInterrupt:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)  # it is ending already

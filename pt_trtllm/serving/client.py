@@ -18,6 +18,8 @@ from pt_trtllm.errors import ServingError
 from pt_trtllm.runtime.params import SamplingParams
 from pt_trtllm.serving.control import IS_RESTARTED, QUEUE_IS_FULL
 
+SERVER_GRACE_S = 10.0
+"""A server ends a request at its timeout, with what it has; one that is this late is lost."""
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.1, 2.0
 NOT_TAKEN = (QUEUE_IS_FULL, IS_RESTARTED)
 TENSOR_TYPES = {bool: ("BOOL", np.bool_), int: ("INT32", np.int32), float: ("FP32", np.float32)}
@@ -86,7 +88,7 @@ class Client:
     def generate(
         self, prompt: str | Sequence[int], params: SamplingParams | None = None, *, timeout_s: float | None = None
     ) -> Completion:
-        """The whole answer at once."""
+        """The whole answer at once. The server ends it after `timeout_s`, with what there is by then."""
         text, ids, reason = "", tuple[int, ...](), ""
         for chunk in self._stream(prompt, params, stream=False, timeout_s=timeout_s):
             text, ids, reason = text + chunk.text, ids + chunk.token_ids, chunk.finish_reason or reason
@@ -122,6 +124,7 @@ class Client:
         self, prompt: str | Sequence[int], params: SamplingParams | None, *, stream: bool, timeout_s: float | None
     ) -> Iterator[Chunk]:
         events: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
+        give_up = None if timeout_s is None else time.monotonic() + timeout_s + SERVER_GRACE_S
         client = self._connect()  # cancelling ends a whole gRPC stream: each request has its own
         ended = False
         try:
@@ -129,7 +132,7 @@ class Client:
             model, inputs = self._inputs(prompt, params or SamplingParams(), stream, timeout_s)
             client.async_stream_infer(model, inputs, request_id=uuid.uuid4().hex, enable_empty_final_response=True)
             while not ended:
-                result, error = events.get()
+                result, error = self._next(events, give_up)
                 if error is not None:
                     ended = True
                     kind = _NotTakenError if any(text in error.message() for text in NOT_TAKEN) else ServingError
@@ -141,6 +144,13 @@ class Client:
         finally:
             client.stop_stream(cancel_requests=not ended)
             client.close()
+
+    def _next(self, events: queue.SimpleQueue[tuple[Any, Any]], give_up: float | None) -> tuple[Any, Any]:
+        try:
+            return events.get(timeout=None if give_up is None else max(0.0, give_up - time.monotonic()))
+        except queue.Empty:
+            raise ServingError(f"{self.url}: no word from the server {SERVER_GRACE_S:g} s after the request's own "
+                               "timeout; it hangs or cannot be reached") from None  # fmt: skip
 
     def _inputs(
         self, prompt: str | Sequence[int], params: SamplingParams, stream: bool, timeout_s: float | None

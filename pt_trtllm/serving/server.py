@@ -21,6 +21,7 @@ from pt_trtllm import env
 from pt_trtllm.config import problems_to_error
 from pt_trtllm.errors import ConfigError, ServingError
 from pt_trtllm.serving.control import CONTROL_HEADER, END, WAIT, DrainOrder
+from pt_trtllm.serving.processes import command_line, dead_children, descendants, end_processes
 from pt_trtllm.serving.tritonserver import ServerBinary, find_tritonserver
 
 LOG_TAIL_LINES = 15
@@ -77,6 +78,7 @@ class TritonServer:
         self.log_file = self.options.log_file or Path(self._folder.name) / "tritonserver.log"
         # Whatever loses its parent below here comes to this process, which ends it.
         LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        self._dead: dict[int, str] = {}
         try:
             self._start(repository, binary)
         except BaseException:
@@ -102,6 +104,12 @@ class TritonServer:
     def poll(self) -> int | None:
         """The server's exit code; None while it runs."""
         return self._process.poll()
+
+    def lost_model(self) -> str:
+        """How a model's process died; empty while all live. Triton waits for it forever, and so do its clients."""
+        now, self._dead = self._dead, dead_children(self._process.pid)
+        lasting = sorted(now.items() & self._dead.items())  # one that Triton ends itself is not dead for long
+        return f"process {lasting[0][0]} ended with {lasting[0][1]}" if lasting else ""
 
     def is_ready(self) -> bool:
         try:
@@ -138,9 +146,9 @@ class TritonServer:
     def _orphans(self) -> set[int]:
         """Models of a server that died, with all below them: they have this process as their parent now."""
         models = {
-            int(entry.parent.name)
-            for entry in Path("/proc").glob("[0-9]*/cmdline")
-            if self._shm_prefix.encode() in _read(entry) and int(entry.parent.name) != self._process.pid
+            pid
+            for pid in (int(entry.name) for entry in Path("/proc").glob("[0-9]*"))
+            if self._shm_prefix.encode() in command_line(pid) and pid != self._process.pid
         }
         return models.union(*map(descendants, models))
 
@@ -240,47 +248,6 @@ def check_repository(repository: Path) -> Path:
     if not any(repository.glob("*/config.pbtxt")):
         raise ConfigError(f"{repository} has no model (no */config.pbtxt); write one with pt-trtllm deploy")
     return repository.resolve()
-
-
-def descendants(pid: int) -> set[int]:
-    """Processes below one, at this moment."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, IndexError, ValueError):
-            parents[int(entry.parent.name)] = int(entry.read_text().rpartition(")")[2].split()[1])
-    found, added = set[int](), {pid}
-    while added:
-        added = {child for child, parent in parents.items() if parent in added} - found
-        found |= added
-    return found
-
-
-def end_processes(pids: set[int], grace_s: float = 5.0) -> None:
-    """Ends what is left of a server: first asks, then kills, and takes in the dead."""
-    for number, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, grace_s)):
-        give_up = time.monotonic() + wait_s
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
-        while (pids := {pid for pid in pids if not _is_gone(pid)}) and time.monotonic() < give_up:
-            time.sleep(0.02)
-
-
-def _is_gone(pid: int) -> bool:
-    with contextlib.suppress(ChildProcessError):  # adopted by another process, or gone
-        if os.waitpid(pid, os.WNOHANG)[0] == pid:
-            return True
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in ("Z", "X")
-    except OSError:
-        return True
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError:
-        return b""
 
 
 def _end_with_parent() -> None:

@@ -13,8 +13,9 @@ from typing import Any
 from pt_trtllm.checkpoint.convert import ConvertOptions, convert
 from pt_trtllm.engine.build import BuildOptions, build
 from pt_trtllm.engine.bundle import BuildLimits
+from pt_trtllm.serving.processes import descendants
 from pt_trtllm.serving.repository import DeployOptions, deploy
-from pt_trtllm.serving.server import ServerOptions, TritonServer, descendants
+from pt_trtllm.serving.server import ServerOptions, TritonServer
 
 EXAMPLE = Path(__file__).parents[2] / "examples/tiny-pt"
 

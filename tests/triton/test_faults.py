@@ -7,10 +7,12 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,8 @@ import pytest
 from pt_trtllm import SamplingParams
 from pt_trtllm.errors import ServingError
 from pt_trtllm.serving.client import Client
-from pt_trtllm.serving.server import TritonServer, descendants
+from pt_trtllm.serving.processes import command_line, descendants
+from pt_trtllm.serving.server import TritonServer
 from pt_trtllm.testing.cli import refusal
 from pt_trtllm.testing.processes import wait_until_gone
 from pt_trtllm.testing.triton import metric, post, ranks_of, start_server, wait_until
@@ -70,6 +73,25 @@ class Load:
         return found
 
 
+@contextmanager
+def served(repository: Path) -> Iterator[tuple[subprocess.Popen[bytes], str, Path]]:
+    """`pt-trtllm serve` as a user starts it: the process, where it answers, and what it prints."""
+    with tempfile.TemporaryDirectory() as folder:
+        printed = Path(folder) / "out"
+        with printed.open("w") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "pt_trtllm.cli.main", "serve", "--model_repository", str(repository),
+                 "--grpc-port", "0", "--http-port", "0", "--metrics-port", "0", "--exit-timeout-s", "60"],
+                stdout=out, stderr=out,
+            )  # fmt: skip
+        try:
+            wait_until(lambda: "ready: gRPC" in printed.read_text(), 120, "the server is ready")
+            yield process, printed.read_text().partition("ready: gRPC ")[2].partition(",")[0], printed
+        finally:
+            process.kill()
+            process.wait()
+
+
 @pytest.mark.parametrize(
     ("number", "message"), [(signal.SIGKILL, "died without a message"), (signal.SIGSTOP, "was stopped by a signal")]
 )
@@ -90,6 +112,9 @@ def test_a_lost_rank_fails_what_is_in_flight_and_comes_back(
     with Client(own_server.grpc_url) as client:
         assert client.generate("It is", SamplingParams(max_tokens=3)).finish_reason == "length"
     assert metric(own_server, "pt_engine_restarts_total") == restarts + 1
+    assert not own_server.lost_model()
+    time.sleep(0.1)
+    assert not own_server.lost_model(), "models that Triton ended itself are not lost"
     wait_until_gone([victim])
 
 
@@ -126,17 +151,24 @@ def test_a_full_queue_refuses_and_goes_on(own_server: TritonServer) -> None:
         assert client.generate("It is", count).finish_reason == "length"
 
 
+def test_a_server_that_hangs_is_left_after_the_timeout(
+    own_server: TritonServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pt_trtllm.serving.client.SERVER_GRACE_S", 1.0)
+    with Client(own_server.grpc_url) as client:
+        stream = client.stream("It is", LONG, timeout_s=0.5)
+        next(stream)
+        os.kill(own_server.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(ServingError, match="no word from the server 1 s after the request's own timeout"):
+                list(stream)
+        finally:
+            os.kill(own_server.pid, signal.SIGCONT)
+        assert client.generate("It is", SamplingParams(max_tokens=3)).finish_reason == "length"
+
+
 def test_a_server_told_to_end_lets_streams_end_and_leaves_nothing(repository: Path) -> None:
-    port_file = repository.parent / "serve.out"
-    with port_file.open("w") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pt_trtllm.cli.main", "serve", "--model_repository", str(repository),
-             "--grpc-port", "0", "--http-port", "0", "--metrics-port", "0", "--exit-timeout-s", "60"],
-            stdout=out, stderr=out,
-        )  # fmt: skip
-    try:
-        wait_until(lambda: "ready: gRPC" in port_file.read_text(), 120, "the server is ready")
-        url = port_file.read_text().partition("ready: gRPC ")[2].partition(",")[0]
+    with served(repository) as (process, url, _):
         started = descendants(process.pid)
         assert len(started) >= 8, "tritonserver, four models, mpirun and two ranks"
         with Client(url) as client:
@@ -147,9 +179,23 @@ def test_a_server_told_to_end_lets_streams_end_and_leaves_nothing(repository: Pa
         assert len(first.token_ids) + sum(len(chunk.token_ids) for chunk in rest) == 240
         assert rest[-1].finish_reason == "length"
         assert process.wait(60) == 0
-    finally:
-        process.kill()
-        process.wait()
+    wait_until_gone(started)
+
+
+def test_a_lost_model_ends_the_server(repository: Path) -> None:
+    """Triton 2.51 does not replace it and waits for it: clients must not."""
+    with served(repository) as (process, url, out):
+        started = descendants(process.pid)
+        with Client(url, model="tensorrt_llm_bls") as client:
+            stream = client.stream("It is", LONG)
+            next(stream)
+            for pid in started:
+                if b"tensorrt_llm_bls" in command_line(pid):
+                    os.kill(pid, signal.SIGKILL)
+            with pytest.raises(ServingError):
+                list(stream)
+        assert process.wait(60) == 1
+        assert "ended with SIGKILL, which Triton cannot mend, so the server was ended" in out.read_text()
     wait_until_gone(started)
 
 

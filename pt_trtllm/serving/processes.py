@@ -1,0 +1,70 @@
+"""Processes of this machine, as /proc shows them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+
+PARENT, EXIT_CODE = 1, 49
+"""Columns of /proc/PID/stat behind the name; the first is the state."""
+
+
+def descendants(pid: int) -> set[int]:
+    """Processes below one, at this moment."""
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            parents[int(entry.name)] = int(_status(int(entry.name))[PARENT])
+    found, added = set[int](), {pid}
+    while added:
+        added = {child for child, parent in parents.items() if parent in added} - found
+        found |= added
+    return found
+
+
+def dead_children(pid: int) -> dict[int, str]:
+    """Children that have ended and that their parent has not asked for, with how they ended."""
+    dead = {}
+    for child in descendants(pid):
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            status = _status(child)
+            if status[0] == "Z" and int(status[PARENT]) == pid:
+                code = os.waitstatus_to_exitcode(int(status[EXIT_CODE]))
+                dead[child] = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
+    return dead
+
+
+def end_processes(pids: set[int], grace_s: float = 5.0) -> None:
+    """First asks, then kills, and takes in the dead."""
+    for number, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, grace_s)):
+        give_up = time.monotonic() + wait_s
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        while (pids := {pid for pid in pids if not _is_gone(pid)}) and time.monotonic() < give_up:
+            time.sleep(0.02)
+
+
+def command_line(pid: int) -> bytes:
+    """Empty when there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def _is_gone(pid: int) -> bool:
+    with contextlib.suppress(ChildProcessError):  # adopted by another process, or gone
+        if os.waitpid(pid, os.WNOHANG)[0] == pid:
+            return True
+    try:
+        return _status(pid)[0] in ("Z", "X")
+    except OSError:
+        return True
+
+
+def _status(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
