@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 import threading
 import urllib.request
 from collections import Counter
@@ -61,6 +63,21 @@ def test_sixty_four_clients_with_options_of_their_own(server: TritonServer, llm:
 
     with ThreadPoolExecutor(len(jobs)) as pool:
         assert list(pool.map(ask, enumerate(jobs))) == expected
+
+
+def test_models_that_ask_other_models_live_on_a_busy_machine(server: TritonServer, llm: LLM) -> None:
+    """Threads of Triton's stub come late there: what they let go of must not be Python's last reference."""
+    params = SamplingParams(max_tokens=4)
+    expected = llm.generate("It is a truth", params)[0].outputs[0].text
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
+    try:
+        with Client(server.grpc_url, model="tensorrt_llm_bls") as client:
+            for _ in range(150):
+                assert client.generate("It is a truth", params, timeout_s=30).text == expected
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
 
 
 def test_a_thousand_requests_a_fifth_of_them_abandoned(server: TritonServer) -> None:

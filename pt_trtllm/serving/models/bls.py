@@ -1,8 +1,8 @@
 """The `tensorrt_llm_bls` model: preprocessing and the core called from Python, text made here.
 
-An instance answers one request after the other: Triton's Python backend has crashed when several threads of one process
-ask other models at once. So the model has several instances. It works with any core; TensorRT-LLM's sends tokens only,
-and their text grows here with all tokens before them in view.
+An instance answers one request after the other, in the thread that Triton calls it from; so the model has several
+instances. It works with any core; TensorRT-LLM's sends tokens only, and their text grows here with all tokens before
+them in view.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import time
 import uuid
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,8 @@ import triton_python_backend_utils as pb_utils
 from pt_trtllm.errors import ConfigError, ServingError
 from pt_trtllm.runtime.detokenize import AnswerText
 from pt_trtllm.serving import tensors as declared
+from pt_trtllm.serving.models.ask import Calls
 from pt_trtllm.serving.models.health import refuse_if_engine_is_down
-from pt_trtllm.serving.models.stop import stop_core
 from pt_trtllm.serving.models.triton import (
     FINAL,
     array,
@@ -46,6 +47,7 @@ class BlsModel:
         self._core = values.get("tensorrt_llm_model_name", "tensorrt_llm")
         self._exclude = flag(values.get("exclude_input_in_output"), False, "exclude_input_in_output")
         self._with_private = flag(values.get("core_makes_text"), False, "core_makes_text")
+        self._calls = Calls()
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
@@ -55,8 +57,9 @@ class BlsModel:
         """The sender may not be asked anything after the final response."""
         last = None
         try:
-            if not sender.is_cancelled():
+            if not self._calls.is_cancelled(sender):
                 self._chain(request, sender)
+                self._calls.is_cancelled(sender)  # lets go of what the chain's calls have kept
         except Exception as error:  # whatever it is, the client must hear of it
             last = error_response(error)
         if last is None:
@@ -68,12 +71,12 @@ class BlsModel:
         for name in ("num_draft_tokens", "use_draft_logits"):
             if scalar(request, name):
                 raise ConfigError(f"{name} is set, but there is no draft model; leave it out")
-        call = _CoreCall(self._core, request.request_id() or f"bls-{uuid.uuid4().hex}")
+        request_id = request.request_id() or f"bls-{uuid.uuid4().hex}"
         streams = bool(scalar(request, "stream"))
         texts: dict[Any, _Text] = defaultdict(lambda: _Text(AnswerText(self._tokenizer)))
         whole: dict[Any, list[dict[str, Any]]] = defaultdict(list)
         next_check = time.monotonic() + CANCEL_CHECK_S
-        for made in call.responses(self._inputs(request), self._with_private):
+        for made in self._core_responses(request_id, self._inputs(request)):
             key = tuple(
                 int(made[name].reshape(-1)[0]) if name in made else 0 for name in ("batch_index", "sequence_index")
             )
@@ -85,7 +88,7 @@ class BlsModel:
             if time.monotonic() >= next_check:
                 next_check = time.monotonic() + CANCEL_CHECK_S
                 if sender.is_cancelled():
-                    call.stop()
+                    self._calls.stop(self._core, request_id)
         for pieces in whole.values():
             _send(sender, _joined(pieces))
 
@@ -113,30 +116,20 @@ class BlsModel:
             values["exclude_input_in_output"] = np.full((count, 1), self._exclude)
         return [pb_utils.Tensor(name, value) for name, value in values.items()]
 
-
-class _CoreCall:
-    """One request to the core."""
-
-    def __init__(self, core: str, request_id: str) -> None:
-        self._core, self._request_id = core, request_id
-
-    def responses(self, inputs: list[Any], with_private: bool) -> Any:
+    def _core_responses(self, request_id: str, inputs: list[Any]) -> Iterator[dict[str, Any]]:
         """The tensors of each response, by name. Raises what the core refuses with."""
         request = pb_utils.InferenceRequest(
             model_name=self._core,
-            request_id=self._request_id,
-            requested_output_names=[*CORE_OUTPUTS, *(PRIVATE_OUTPUTS if with_private else ())],
+            request_id=request_id,
+            requested_output_names=[*CORE_OUTPUTS, *(PRIVATE_OUTPUTS if self._with_private else ())],
             inputs=inputs,
         )
-        for response in request.exec(decoupled=True):
+        for response in self._calls.responses(request):
             if response.has_error():
                 raise ServingError(response.error().message())
             tensors = {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
             if "output_ids" in tensors:
                 yield tensors
-
-    def stop(self) -> None:
-        stop_core(self._core, self._request_id)
 
 
 class _Text:

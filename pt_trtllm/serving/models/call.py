@@ -73,7 +73,10 @@ class Call:
                 return
             piece = _joined(part.pieces)
         if piece.token_ids or piece.text or piece.finish_reason:
-            self._sender.send(pb_utils.InferenceResponse(self._tensors(part, piece)))
+            # Held in a name until they are sent: Triton drops outputs that nobody asked for without Python's lock, and
+            # must not be the last to hold them.
+            tensors = self._tensors(part, piece)
+            self._sender.send(pb_utils.InferenceResponse(tensors))
             self._sent = part.was_sent = True
         if all(part.answer.finished for part in self.parts.values()):
             self._end()

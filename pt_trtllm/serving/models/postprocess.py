@@ -11,7 +11,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from pt_trtllm.serving.models.stop import stop_core
+from pt_trtllm.serving.models.ask import Calls
 from pt_trtllm.serving.models.triton import array, error_response, open_tokenizer, parameters, scalar, strings
 
 CHECK_PERIOD_S = 0.1
@@ -25,6 +25,7 @@ class PostprocessModel:
         self._core = values.get("tensorrt_llm_model_name", "tensorrt_llm")
         self._checked: dict[str, float] = {}
         """When a stream's client was last looked after; the oldest first."""
+        self._calls = Calls()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         responses = []
@@ -60,5 +61,5 @@ class PostprocessModel:
         self._checked[stream] = now
         while now - next(iter(self._checked.values())) > REMEMBER_S:
             del self._checked[next(iter(self._checked))]
-        if request.is_cancelled():
-            stop_core(self._core, stream)
+        if self._calls.is_cancelled(request):
+            self._calls.stop(self._core, stream)
