@@ -1,0 +1,132 @@
+"""Requests and responses of Triton's gRPC protocol, as this project's client sends and reads them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.utils import serialize_byte_tensor
+
+from pt_trtllm.errors import ServingError
+from pt_trtllm.runtime.params import SamplingParams
+
+TENSOR_TYPES = {bool: ("BOOL", "?"), int: ("INT32", "<i4"), float: ("FP32", "<f4")}
+FLOATS = {"temperature", "top_p", "runtime_top_p", "min_p", "repetition_penalty", "presence_penalty",
+          "frequency_penalty", "timeout_s"}  # fmt: skip
+SENDABLE = {
+    "n", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
+    "seed", "min_tokens", "ignore_eos", "stop", "include_stop_str_in_output", "bad_words", "logprobs",
+}  # fmt: skip
+INPUT_NAMES = {"n": "num_return_sequences", "stop": "stop_words", "logprobs": "num_logprobs"}
+CORE_INPUT_NAMES = {"top_k": "runtime_top_k", "top_p": "runtime_top_p"}
+READ = ("text_output", "text_piece", "output_ids", "finish_reason", "error_message")
+"""Outputs that are read of every response, where the model has them: each of them costs time per token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """What is new since the last chunk of the same answer."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    """Empty from a model that sends text only."""
+    index: int = 0
+    """Of the sample, with n above 1."""
+    finish_reason: str | None = None
+    """"stop", "length", "cancelled" or "timeout", with the last chunk."""
+    logprobs: tuple[dict[str, Any], ...] | None = field(default=None, repr=False)
+
+
+def text_request(
+    model: str, prompt: str, params: SamplingParams, *, stream: bool, timeout_s: float | None
+) -> pb.ModelInferRequest:
+    """To a model that takes text: the ensemble, or the same chain in Python."""
+    values = _values(params, timeout_s)
+    values |= {"text_input": [prompt], "max_tokens": params.max_tokens, "stream": stream}
+    return _request(model, values, params)
+
+
+def core_request(
+    model: str, prompt: Sequence[int], params: SamplingParams, *, stream: bool, timeout_s: float | None
+) -> pb.ModelInferRequest:
+    values = {CORE_INPUT_NAMES.get(name, name): value for name, value in _values(params, timeout_s).items()}
+    values |= {"input_lengths": len(prompt), "request_output_len": params.max_tokens, "streaming": stream}
+    request = _request(model, values, params)
+    _add(request, "input_ids", "INT32", np.array([list(prompt)], "<i4"))
+    return request
+
+
+def ask_for(request: pb.ModelInferRequest, outputs: Sequence[str]) -> None:
+    """Of the model's outputs those that `chunk` reads."""
+    wanted = {*READ, *(output.name for output in request.outputs)}
+    del request.outputs[:]
+    for name in outputs:
+        if name in wanted:
+            request.outputs.add(name=name)
+
+
+def chunk(response: pb.ModelInferResponse) -> Chunk:
+    """Raises what the engine could not go on for."""
+    raw = {output.name: data for output, data in zip(response.outputs, response.raw_output_contents, strict=True)}
+    message = _text(raw.get("error_message"))
+    if message:
+        raise ServingError(message)
+    rows, ids, index = _text(raw.get("logprobs")), raw.get("output_ids"), raw.get("sequence_index")
+    return Chunk(
+        text=_text(raw.get("text_output", raw.get("text_piece"))),
+        token_ids=() if ids is None else tuple(np.frombuffer(ids, "<i4").tolist()),
+        index=int.from_bytes(index, "little") if index else 0,
+        finish_reason=_text(raw.get("finish_reason")) or None,
+        logprobs=tuple(json.loads(rows)) if rows else None,
+    )
+
+
+def _values(params: SamplingParams, timeout_s: float | None) -> dict[str, Any]:
+    """Options that differ from their defaults, by the names of the server's inputs."""
+    defaults = SamplingParams()
+    changed = {
+        field.name: value
+        for field in dataclasses.fields(SamplingParams)
+        if (value := getattr(params, field.name)) != getattr(defaults, field.name) and field.name != "max_tokens"
+    }
+    unknown = sorted(set(changed) - SENDABLE)
+    if unknown:
+        raise ServingError(f"the server has no input for {', '.join(unknown)}; leave it out")
+    values = {INPUT_NAMES.get(name, name): value for name, value in changed.items()}
+    return values | {"exclude_input_in_output": True} | ({} if timeout_s is None else {"timeout_s": float(timeout_s)})
+
+
+def _request(model: str, values: Mapping[str, Any], params: SamplingParams) -> pb.ModelInferRequest:
+    request = pb.ModelInferRequest(model_name=model)
+    request.parameters["triton_enable_empty_final_response"].bool_param = True
+    for name, value in values.items():
+        _add(request, name, *_array(name, value))
+    for name, is_wanted in (("sequence_index", params.n > 1), ("logprobs", params.logprobs is not None)):
+        if is_wanted:
+            request.outputs.add(name=name)
+    return request
+
+
+def _array(name: str, value: Any) -> tuple[str, Any]:
+    """(type, values): [1, 1], or [1, n] for lists of strings."""
+    if isinstance(value, (list, tuple)):
+        return "BYTES", np.array([[text.encode() for text in value]], dtype=np.object_)
+    if name == "seed":
+        return "UINT64", np.array([[value]], "<u8")
+    kind, dtype = TENSOR_TYPES[float if name in FLOATS else type(value)]
+    return kind, np.array([[value]], dtype)
+
+
+def _add(request: pb.ModelInferRequest, name: str, kind: str, values: Any) -> None:
+    request.inputs.add(name=name, datatype=kind, shape=values.shape)
+    request.raw_input_contents.append(serialize_byte_tensor(values).item() if kind == "BYTES" else values.tobytes())
+
+
+def _text(raw: bytes | None) -> str:
+    """The first string: four bytes of its length, then itself."""
+    return raw[4 : 4 + int.from_bytes(raw[:4], "little")].decode() if raw else ""
