@@ -43,7 +43,10 @@ DEFAULTS = DeployOptions()
     help="Restart an engine that stands still for so long.",
 )  # fmt: skip
 @click.option("--preprocessing-instances", type=int, default=1, show_default=True, help="Processes.")
-@click.option("--postprocessing-instances", type=int, default=1, show_default=True, help="Processes.")
+@click.option(
+    "--postprocessing-instances", type=int, default=1, show_default=True,
+    help="Processes. With several, a request to the ensemble runs on when its client has left.",
+)  # fmt: skip
 @click.option(
     "--bls-instances", type=int, default=DEFAULTS.bls_instances, show_default=True,
     help="Processes, and so requests that tensorrt_llm_bls answers at the same time.",

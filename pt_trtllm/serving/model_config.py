@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -81,10 +82,15 @@ def preprocessing_model(*, max_batch_size: int, parameters: Mapping[str, str], i
 def postprocessing_model(
     *, max_batch_size: int, parameters: Mapping[str, str], instances: int, with_private: bool
 ) -> pb.ModelConfig:
-    """Several instances must keep the order of a stream's pieces."""
+    """Several instances must keep the order of a stream's pieces. Triton's batcher does, but keeps the pieces of clients
+    that have left for itself, so that their requests run on: one instance is the default."""
+    inputs: tuple[Tensor, ...] = tensors.POSTPROCESSING_INPUTS
+    if with_private:
+        optional = (dataclasses.replace(tensor, required=False) for tensor in inputs)
+        inputs = (*optional, *tensors.POSTPROCESSING_PRIVATE_INPUTS)
     return python_model(
         "postprocessing",
-        (*tensors.POSTPROCESSING_INPUTS, *(tensors.POSTPROCESSING_PRIVATE_INPUTS if with_private else ())),
+        inputs,
         tensors.POSTPROCESSING_OUTPUTS,
         max_batch_size=max_batch_size,
         parameters=parameters,
@@ -126,8 +132,10 @@ def ensemble_model(*, max_batch_size: int, with_private: bool) -> pb.ModelConfig
         if tensor.name not in tensors.PREPROCESSED and source in names and tensor.name != "exclude_input_in_output":
             step.input_map[tensor.name] = source
     step.input_map["exclude_input_in_output"] = "exclude_input_in_output"
-    step.output_map.update({"output_ids": "output_ids" if with_private else "_output_ids"})
-    step.output_map["sequence_length"] = "_sequence_length"
+    if with_private:
+        step.output_map["output_ids"] = "output_ids"
+    else:
+        step.output_map.update({"output_ids": "_output_ids", "sequence_length": "_sequence_length"})
     public = {tensor.name for tensor in outputs}
     for tensor in (*tensors.CORE_OUTPUTS, *tensors.CORE_PRIVATE_OUTPUTS):
         if tensor.name in public and (with_private or tensor.name not in private):
@@ -136,10 +144,10 @@ def ensemble_model(*, max_batch_size: int, with_private: bool) -> pb.ModelConfig
         step.output_map.update({"text_piece": "_text_piece", "stream_id": "_stream_id"})
 
     step = _add_step(config, "postprocessing")
-    step.input_map.update({"TOKENS_BATCH": "output_ids" if with_private else "_output_ids"})
-    step.input_map["SEQUENCE_LENGTH"] = "_sequence_length"
     if with_private:
         step.input_map.update({"TEXT_PIECE": "_text_piece", "STREAM_ID": "_stream_id"})
+    else:
+        step.input_map.update({"TOKENS_BATCH": "_output_ids", "SEQUENCE_LENGTH": "_sequence_length"})
     step.output_map["OUTPUT"] = "text_output"
     return config
 

@@ -140,6 +140,7 @@ POSTPROCESSING_INPUTS = (
     Tensor("TOKENS_BATCH", "INT32", (-1, -1), required=True),
     Tensor("SEQUENCE_LENGTH", "INT32", (-1,), required=True),
 )
+"""Optional where the core sends text: then the ensemble passes the two below instead."""
 POSTPROCESSING_PRIVATE_INPUTS = (Tensor("TEXT_PIECE", "STRING", (-1,)), *_row("STRING", "STREAM_ID"))
 POSTPROCESSING_OUTPUTS = (Tensor("OUTPUT", "STRING", (-1,)),)
 

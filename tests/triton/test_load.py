@@ -122,7 +122,7 @@ def test_a_client_that_leaves_frees_its_blocks(server: TritonServer) -> None:
         with Client(server.grpc_url, model=model) as client:
             next(client.stream(prompt, SamplingParams(max_tokens=LONG, ignore_eos=True)))
         wait_until_quiet(server, f"{model} has ended what its client left")
-        assert metric(server, "pt_requests_total", "cancelled") == cancelled + 1
+        assert metric(server, "pt_requests_total", "cancelled") == cancelled + 1, (model, prompt)
 
 
 def test_a_stop_request_ends_the_stream_of_that_id(server: TritonServer) -> None:

@@ -35,7 +35,7 @@ from pt_trtllm.serving.models.triton import (
 
 CANCEL_CHECK_S = 0.1
 CORE_OUTPUTS = tuple(tensor.name for tensor in declared.CORE_OUTPUTS)
-PRIVATE_OUTPUTS = tuple(tensor.name for tensor in declared.CORE_PRIVATE_OUTPUTS)
+PRIVATE_OUTPUTS = tuple(tensor.name for tensor in declared.CORE_PRIVATE_OUTPUTS if tensor.name != "stream_id")
 PUBLIC_OUTPUTS = frozenset(tensor.name for tensor in declared.ENSEMBLE_OUTPUTS)
 
 

@@ -28,6 +28,8 @@ class CallOptions:
     count_output: bool
     times: bool
     timeout_s: float | None
+    outputs: frozenset[str]
+    """What is not among these is not made: each tensor costs time per token."""
 
 
 @dataclass
@@ -99,16 +101,17 @@ class Call:
         with_prompt = options.include_prompt and not part.was_sent
         ids = [*part.prompt_ids, *piece.token_ids] if with_prompt else piece.token_ids
         text = part.prompt_text + piece.text if with_prompt else piece.text
-        tensors = [
-            pb_utils.Tensor("output_ids", np.array([[ids]], np.int32)),
-            pb_utils.Tensor("sequence_length", np.array([[len(ids)]], np.int32)),
-        ]
+        wanted = options.outputs
+        tensors = [pb_utils.Tensor("output_ids", np.array([[ids]], np.int32))] if "output_ids" in wanted else []
+        if "sequence_length" in wanted:
+            tensors.append(_number("sequence_length", len(ids)))
         if options.log_probs:
             values = [row[0][1] for row in piece.logprobs]
             part.cumulative += sum(values)
             tensors += [
                 pb_utils.Tensor("cum_log_probs", np.array([[part.cumulative]], np.float32)),
                 pb_utils.Tensor("output_log_probs", np.array([[values]], np.float32)),
+                _string("logprobs", json.dumps(piece.logprobs)),
             ]
         if self._many_prompts:
             tensors.append(_number("batch_index", part.batch_index))
@@ -121,13 +124,13 @@ class Call:
         if options.times and piece.finish_reason:
             tensors += self._times(answer)
         if piece.finish_reason:
-            tensors.append(pb_utils.Tensor("finish_reason", strings(piece.finish_reason).reshape(1, 1)))
+            tensors.append(_string("finish_reason", piece.finish_reason))
         if piece.error is not None:
-            tensors.append(pb_utils.Tensor("error_message", strings(str(piece.error)).reshape(1, 1)))
-        if options.log_probs:
-            tensors.append(pb_utils.Tensor("logprobs", strings(json.dumps(piece.logprobs)).reshape(1, 1)))
-        tensors.append(pb_utils.Tensor("text_piece", strings(text).reshape(1, 1)))
-        tensors.append(pb_utils.Tensor("stream_id", strings(self.stream_id).reshape(1, 1)))
+            tensors.append(_string("error_message", str(piece.error)))
+        if "text_piece" in wanted:
+            tensors.append(_string("text_piece", text))
+        if "stream_id" in wanted:
+            tensors.append(_string("stream_id", self.stream_id))
         return tensors
 
     def _times(self, answer: Answer) -> list[Any]:
@@ -157,3 +160,7 @@ def _joined(pieces: list[Piece]) -> Piece:
 
 def _number(name: str, value: int) -> Any:
     return pb_utils.Tensor(name, np.array([[value]], np.int32))
+
+
+def _string(name: str, value: str) -> Any:
+    return pb_utils.Tensor(name, strings(value).reshape(1, 1))

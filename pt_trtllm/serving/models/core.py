@@ -112,6 +112,7 @@ class CoreModel:
             count_output=bool(scalar(request, "return_num_output_tokens")),
             times=bool(scalar(request, "return_perf_metrics")),
             timeout_s=timeout_s if timeout_s is not None else (request.timeout() / 1e6 or None),
+            outputs=frozenset(request.requested_output_names()),
         )
 
     def _stop(self, request: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from pt_trtllm.errors import ConfigError
 from pt_trtllm.serving.models.ask import Calls
 from pt_trtllm.serving.models.triton import array, error_response, open_tokenizer, parameters, scalar, strings
 
@@ -43,6 +44,8 @@ class PostprocessModel:
         if piece is not None:
             return piece.reshape(-1)
         tokens, lengths = array(request, "TOKENS_BATCH"), array(request, "SEQUENCE_LENGTH")
+        if tokens is None or lengths is None:
+            raise ConfigError("expected TOKENS_BATCH and SEQUENCE_LENGTH, which say what to decode")
         rows = tokens.reshape(-1, tokens.shape[-1])
         return strings(
             *(self._tokenizer.decode([token for token in row[:length] if token >= 0])
