@@ -82,8 +82,8 @@ def preprocessing_model(*, max_batch_size: int, parameters: Mapping[str, str], i
 def postprocessing_model(
     *, max_batch_size: int, parameters: Mapping[str, str], instances: int, with_private: bool
 ) -> pb.ModelConfig:
-    """Several instances must keep the order of a stream's pieces. Triton's batcher does, but keeps the pieces of clients
-    that have left for itself, so that their requests run on: one instance is the default."""
+    """Several instances must keep the order of a stream's pieces. Triton's batcher does, but keeps the pieces of
+    clients that have left for itself, so that their requests run on: one instance is the default."""
     inputs: tuple[Tensor, ...] = tensors.POSTPROCESSING_INPUTS
     if with_private:
         optional = (dataclasses.replace(tensor, required=False) for tensor in inputs)
