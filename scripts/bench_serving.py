@@ -9,7 +9,8 @@ A shape is one of `pt-trtllm bench`: random weights, parallel tracks over two ra
 Streams of one round begin --apart-ms after each other on both sides, so that both batch them alike. Both sides ask with
 the same token ids, ignore end tokens, and take turns, so that a busy machine disturbs both alike.
 TTFT is from asking to the first token, TPOT the mean time between an answer's tokens from there; medians over answers.
-Every number comes from a client's side: one thread per stream for the server, one coroutine per stream for `LLM`.
+Every number comes from a client's side: one thread per stream and one connection for the server, one coroutine per
+stream for `LLM`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from pt_trtllm import LLM, SamplingParams
+from pt_trtllm import LLM, RuntimeOptions, SamplingParams
 from pt_trtllm.bench.shapes import SHAPES, ShapeOptions, make_engines
 from pt_trtllm.engine.bundle import BuildLimits
 from pt_trtllm.serving.client import Client
@@ -37,15 +38,12 @@ Times = list[float]
 """When each token arrived, in seconds after asking."""
 
 
-def served(
-    url: str, model: str, prompts: list[list[int]], texts: list[str], params: SamplingParams, apart_s: float
-) -> list[Times]:
+def served(client: Client, prompts: list[list[int]] | list[str], params: SamplingParams, apart_s: float) -> list[Times]:
     def ask(index: int) -> Times:
-        with Client(url, model=model) as client:
-            time.sleep(index * apart_s)
-            start, times = time.perf_counter(), []
-            for chunk in client.stream(prompts[index] if model == "tensorrt_llm" else texts[index], params):
-                times += [time.perf_counter() - start] * len(chunk.token_ids)
+        time.sleep(index * apart_s)
+        start, times = time.perf_counter(), []
+        for chunk in client.stream(prompts[index], params):
+            times += [time.perf_counter() - start] * len(chunk.token_ids)
         return times
 
     with ThreadPoolExecutor(len(prompts)) as pool:
@@ -89,8 +87,12 @@ def main() -> None:
         engine_dir = given.engine_dir or random_engine(given.shape, given.world_size, Path(work))
         deploy(engine_dir, None, Path(work) / "repository", DeployOptions(enable_block_reuse=False))
         options = ServerOptions(grpc_port=0, http_port=0, metrics_port=0)
-        with TritonServer(Path(work) / "repository", options) as server, LLM(engine_dir) as llm:
-            rows = [measure(server, llm, int(count), params, given) for count in given.streams.split(",")]
+        with (
+            TritonServer(Path(work) / "repository", options) as server,
+            LLM(engine_dir, options=RuntimeOptions(enable_block_reuse=False)) as llm,
+            Client(server.grpc_url) as client,
+        ):
+            rows = [measure(client, llm, int(count), params, given) for count in given.streams.split(",")]
     print(f"{'streams':>7} {'path':<18} {'TTFT ms':>9} {'TPOT ms':>9} {'TTFT added':>11} {'TPOT added':>11}")
     for row in rows:
         base = row["paths"]["in process"]
@@ -101,24 +103,20 @@ def main() -> None:
         given.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
-def measure(server: TritonServer, llm: LLM, streams: int, params: SamplingParams, given: argparse.Namespace) -> dict:
-    """One row per number of streams; prompts differ from each other and between repeats, so nothing is reused."""
+def measure(client: Client, llm: LLM, streams: int, params: SamplingParams, given: argparse.Namespace) -> dict:
+    """One row per number of streams; every path gets the same prompts, and nothing of a prompt is reused."""
     apart_s = given.apart_ms / 1e3
     paths: dict[str, Callable[[list[list[int]], list[str]], list[Times]]] = {
         "in process": lambda prompts, _: in_process(llm, prompts, params, apart_s),
-        **{
-            f"Triton {model}": lambda prompts, texts, model=model: served(
-                server.grpc_url, model, prompts, texts, params, apart_s
-            )
-            for model in ("tensorrt_llm", "ensemble")
-        },
+        "Triton tensorrt_llm": lambda prompts, _: served(client, prompts, params, apart_s),
+        "Triton ensemble": lambda _, texts: served(client, texts, params, apart_s),
     }
     answers: dict[str, list[Times]] = {name: [] for name in paths}
     assert llm.tokenizer is not None
     for repeat in range(given.repeats + 1):
-        for offset, (name, ask) in enumerate(paths.items()):
-            texts = [words(1000 * repeat + 100 * offset + index, given.prompt_len) for index in range(streams)]
-            prompts = [llm.tokenizer.encode(text) for text in texts]
+        texts = [words(100 * repeat + index, given.prompt_len) for index in range(streams)]
+        prompts = [llm.tokenizer.encode(text) for text in texts]
+        for name, ask in paths.items():
             times = ask(prompts, texts)
             answers[name] += times if repeat else []  # the first round warms up
     return {"streams": streams, "paths": {name: summary(times) for name, times in answers.items()}}

@@ -60,12 +60,16 @@ SHAPES = {
     "small": Shape(
         vocab_size=6144, num_layers=8, hidden_size=512, num_heads=8, num_kv_heads=8, head_dim=64, intermediate_size=1280
     ),
+    "medium": Shape(
+        vocab_size=16000, num_layers=12, hidden_size=1024, num_heads=16, num_kv_heads=8, head_dim=64,
+        intermediate_size=2816,
+    ),
     "large": Shape(
         vocab_size=32000, num_layers=16, hidden_size=2048, num_heads=16, num_kv_heads=8, head_dim=128,
         intermediate_size=5632,
     ),
 }  # fmt: skip
-"""tiny tries the benchmark out; small is 27 million parameters, large 0.82 billion. As one track: a Llama."""
+"""tiny tries the benchmark out; small is 27 million parameters, medium 158, large 821. As one track: a Llama."""
 
 MODELS = ("pt", "tp", "one")
 """Parallel tracks; one track over all ranks; one track on a single rank with all cores."""
