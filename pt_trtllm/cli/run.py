@@ -154,6 +154,11 @@ def command(
     for (_, entry), result in zip(entries, results, strict=True):
         for sample in result.outputs:
             click.echo(f"{entry['prompt']}{sample.text}" if "prompt" in entry else json.dumps(sample.token_ids))
+    for (label, _), (_, own), result in zip(entries, parsed, results, strict=True):
+        room = config.limits.max_seq_len - len(result.prompt_token_ids)
+        if room < own.max_tokens and any(sample.finish_reason == "length" for sample in result.outputs):
+            click.echo(f"note: {label} ended after {room} of {own.max_tokens} tokens, at the engine's max_seq_len of "
+                       f"{config.limits.max_seq_len}; build it with a larger one for more", err=True)  # fmt: skip
     _print_stats(stats)
 
 

@@ -72,6 +72,16 @@ def test_run_gives_the_references_tokens_and_logits(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["logits.safetensors", "out.json"]
 
 
+def test_an_answer_that_ends_where_the_engine_does_says_so(engines: dict[int, Path], tmp_path: Path) -> None:
+    checkpoint = engines[1].with_name("checkpoint1")
+    check_cli("build", "--checkpoint-dir", checkpoint, "--output-dir", tmp_path / "engine", "--max-seq-len", 8)
+    run = ("run", "--engine-dir", tmp_path / "engine", "--input-ids", "[[1, 2, 3]]")
+    done = check_cli(*run, "--max-new-tokens", 9)
+    assert len(json.loads(done.stdout)) == 5
+    assert "ended after 5 of 9 tokens, at the engine's max_seq_len of 8; build it with a larger one" in done.stderr
+    assert "note:" not in check_cli(*run, "--max-new-tokens", 5).stderr
+
+
 def test_requests_of_a_file_keep_their_own_options(engines: dict[int, Path], tmp_path: Path) -> None:
     lines = [
         {"input_ids": [3, 4, 5], "max_tokens": 2},
