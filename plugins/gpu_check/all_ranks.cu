@@ -32,12 +32,12 @@ const void* const kKernel = reinterpret_cast<const void*>(all_ranks_kernel<Proto
 
 template <typename Payload>
 const void* kernel_of(Algorithm algorithm) {
-  return algorithm == Algorithm::kPull ? kKernel<Pull<DeviceMemory, Payload>>
-                                       : kKernel<OneShot<DeviceMemory, Payload, 0>>;
+  if (algorithm == Algorithm::kPull) return kKernel<Pull<DeviceMemory, Payload>>;
+  if (algorithm == Algorithm::kTwoShot) return kKernel<TwoShot<DeviceMemory, Payload, 0>>;
+  return kKernel<OneShot<DeviceMemory, Payload, 0>>;
 }
 
 const void* kernel_of(Algorithm algorithm, int codec) {
-  if (algorithm == Algorithm::kTwoShot) return kKernel<TwoShot<DeviceMemory, Type, 0>>;
   const void* kernel = kernel_of<Plain<Type>>(algorithm);
   codecs::with_codec(codec,
                      [&](auto chosen) { kernel = kernel_of<Coded<WarpCoder<decltype(chosen)>, Type>>(algorithm); });
@@ -129,7 +129,7 @@ void check_one(int size, Algorithm algorithm, int codec, uint64_t tokens, uint64
                                     dim3(threads), arguments, 0, nullptr));
     if (call % 500 == 0 || call + 1 == calls) {
       GPU(cudaDeviceSynchronize());
-      good = arena.healthy() && same_everywhere(ranks, true, codec, &hash);
+      good = arena.healthy() && same_everywhere(ranks, true, static_cast<int>(algorithm), codec, &hash);
       for (const Tensors* tensors : ranks) tensors->forget();
     }
   }
@@ -156,6 +156,7 @@ void check_cooperative(int size, int calls, Report& report) {
     for (const uint64_t hidden : {4096, 1000}) {
       check_one(size, Algorithm::kOneShot, codec, 7, hidden, calls / 4, report);
       check_one(size, Algorithm::kPull, codec, 300, hidden, calls / 8, report);
+      check_one(size, Algorithm::kTwoShot, codec, 300, hidden, calls / 8, report);
     }
   }
 }

@@ -84,16 +84,16 @@ class Tensors {
   }
 
   // What every rank must have in h: the contract's arithmetic, on the host, with the host's own codecs.
-  static std::vector<uint16_t> expected(const std::vector<const Tensors*>& ranks, int codec) {
+  static std::vector<uint16_t> expected(const std::vector<const Tensors*>& ranks, int algorithm, int codec) {
     std::vector<float> sums = ranks[0]->received(codec);
     for (size_t rank = 1; rank < ranks.size(); ++rank) {
       const std::vector<float> values = ranks[rank]->received(codec);
       for (size_t i = 0; i < sums.size(); ++i) sums[i] += values[i];
     }
+    for (float& sum : sums) sum *= 1.0f / static_cast<float>(ranks.size());
+    if (algorithm == PT_FUSION_TWO_SHOT) sums = passed_through(codec, sums, ranks[0]->hidden_);
     std::vector<uint16_t> result(sums.size());
-    for (size_t i = 0; i < result.size(); ++i) {
-      result[i] = numeric::Bfloat16::from_float(sums[i] * (1.0f / static_cast<float>(ranks.size())));
-    }
+    for (size_t i = 0; i < result.size(); ++i) result[i] = numeric::Bfloat16::from_float(sums[i]);
     return result;
   }
 
@@ -145,7 +145,7 @@ struct Report {
 constexpr const char* kCodecNames[] = {"none", "int8", "fp8", "int4", "mxfp4"};
 
 // h equal to the reference and the norms equal to each other, on all ranks; the hash of both.
-bool same_everywhere(const std::vector<const Tensors*>& ranks, bool norm, int codec, uint64_t* hash);
+bool same_everywhere(const std::vector<const Tensors*>& ranks, bool norm, int algorithm, int codec, uint64_t* hash);
 
 // One cooperative kernel holds all ranks: nothing but the protocol can go wrong.
 void check_cooperative(int size, int calls, Report& report);

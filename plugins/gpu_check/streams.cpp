@@ -45,8 +45,8 @@ const char* const kNames[] = {"one-shot", "pull", "two-shot", "nccl"};
 
 }  // namespace
 
-bool same_everywhere(const std::vector<const Tensors*>& ranks, bool norm, int codec, uint64_t* hash) {
-  const std::vector<uint16_t> expected = Tensors::expected(ranks, codec);
+bool same_everywhere(const std::vector<const Tensors*>& ranks, bool norm, int algorithm, int codec, uint64_t* hash) {
+  const std::vector<uint16_t> expected = Tensors::expected(ranks, algorithm, codec);
   const std::vector<uint16_t> normed = norm ? ranks[0]->normed() : expected;
   for (const Tensors* rank : ranks) {
     if (rank->h() != expected || (norm && rank->normed() != normed)) return false;
@@ -80,7 +80,8 @@ void check_one(World& world, int size, int algorithm, int codec, int replays, Re
     }
     if (replay % 1000 == 999 || replay + 1 == replays) {
       world.finish();
-      good = same_everywhere(small.ranks, true, codec, &hash_small) && same_everywhere(large.ranks, true, codec, &hash);
+      good = same_everywhere(small.ranks, true, algorithm, codec, &hash_small) &&
+             same_everywhere(large.ranks, true, algorithm, codec, &hash);
     }
   }
   if (graphs) {
@@ -118,11 +119,8 @@ void check_streams(int size, int replays, bool nccl, Report& report) {
   World world(size, nccl);
   if (nccl) return check_one(world, size, PT_FUSION_NCCL, PT_CODEC_NONE, replays, report);
   for (const int algorithm : {PT_FUSION_ONE_SHOT, PT_FUSION_PULL, PT_FUSION_TWO_SHOT}) {
-    check_one(world, size, algorithm, PT_CODEC_NONE, replays, report);
-  }
-  for (int codec = PT_CODEC_INT8; codec <= PT_CODEC_MXFP4; ++codec) {
-    for (const int algorithm : {PT_FUSION_ONE_SHOT, PT_FUSION_PULL}) {
-      check_one(world, size, algorithm, codec, replays / 4, report);
+    for (int codec = PT_CODEC_NONE; codec <= PT_CODEC_MXFP4; ++codec) {
+      check_one(world, size, algorithm, codec, codec == PT_CODEC_NONE ? replays : replays / 4, report);
     }
   }
 }
@@ -138,7 +136,6 @@ void measure(int size, Report& report) {
         const uint64_t sent = bytes_in_transit(codec, tokens, kHidden);
         for (const int algorithm : {PT_FUSION_ONE_SHOT, PT_FUSION_PULL, PT_FUSION_TWO_SHOT}) {
           if (algorithm == PT_FUSION_ONE_SHOT && sent > uint64_t{256} << 10) continue;
-          if (algorithm == PT_FUSION_TWO_SHOT && codec != PT_CODEC_NONE) continue;
           measure_one(world, fused, size, algorithm, codec, bytes, report);
         }
       }

@@ -122,7 +122,7 @@ void run_protocol(Algorithm algorithm, const Channel& channel, const Call& call,
     case Algorithm::kPull:
       return Pull<Memory, Payload>::run(channel, call, team);
     case Algorithm::kTwoShot:
-      return TwoShot<Memory, typename Payload::Type, kRanks>::run(channel, call, team);
+      return TwoShot<Memory, Payload, kRanks>::run(channel, call, team);
     default:
       CHECK(false);
   }

@@ -29,9 +29,10 @@ struct Case {
 // The same on all ranks: from the number of the call.
 Case draw(unsigned call) {
   std::mt19937 random(call * 104729 + 7);
-  const uint64_t hiddens[] = {1, 33, 128, 300};  // rows that end inside a group, a word of scales, a vector
+  const uint64_t hiddens[] = {1, 33, 128, 300,
+                              700};  // rows that end inside a group, a word of scales, a vector, a slice
   Case drawn = {};
-  drawn.algorithm = random() % 2 == 0 ? Algorithm::kOneShot : Algorithm::kPull;
+  drawn.algorithm = static_cast<Algorithm>(random() % 3);
   drawn.hidden = hiddens[random() % std::size(hiddens)];
   drawn.tokens = 1 + random() % (drawn.algorithm == Algorithm::kOneShot ? 4 : 12);
   drawn.has_residual = random() % 2 == 0;
@@ -67,10 +68,15 @@ std::vector<Element<Type>> expected(int codec, int dtype, const Case& drawn, int
     CHECK(pt_codec_decode(codec, message.data(), drawn.tokens, drawn.hidden, one.data()) == PT_OK);
     for (size_t i = 0; i < one.size(); ++i) sums[i] = rank == 0 ? one[i] : sums[i] + one[i];
   }
+  for (float& sum : sums) sum *= 1.0f / static_cast<float>(size);
+  if (drawn.algorithm == Algorithm::kTwoShot) {
+    CHECK(pt_codec_encode(codec, sums.data(), nullptr, PT_FLOAT32, drawn.tokens, drawn.hidden, message.data()) ==
+          PT_OK);
+    CHECK(pt_codec_decode(codec, message.data(), drawn.tokens, drawn.hidden, sums.data()) == PT_OK);
+  }
   std::vector<Element<Type>> h(drawn.count());
   for (size_t i = 0; i < h.size(); ++i) {
-    const float mean = sums[i] * (1.0f / static_cast<float>(size));
-    h[i] = Type::from_float(drawn.has_residual ? mean + Type::to_float(residual[i]) : mean);
+    h[i] = Type::from_float(drawn.has_residual ? sums[i] + Type::to_float(residual[i]) : sums[i]);
   }
   return h;
 }
@@ -109,7 +115,7 @@ struct Tensors {
 
 template <typename Codec, typename Type, int kRanks>
 void every_rank_gets_the_bits_of_the_codec(int size, uint32_t num_blocks, uint32_t threads, int dtype, unsigned calls) {
-  FusionWorld world(size, num_blocks, threads, {static_cast<uint32_t>(size), 8192, 2048});
+  FusionWorld world(size, num_blocks, threads, {static_cast<uint32_t>(size), 16384, 2560});
   std::vector<Tensors<Type>> tensors(static_cast<size_t>(size));
   std::vector<Case> cases(static_cast<size_t>(size));
   std::vector<Plan> plans(static_cast<size_t>(size));
@@ -157,7 +163,7 @@ void a_row_in_transit_is_a_message_of_the_codec() {
 }
 
 void the_algorithm_follows_from_what_travels() {
-  const Layout layout = {2, 2048, 1 << 16};
+  Layout layout = {2, 2048, 1 << 16};
   const std::vector<uint16_t> x(2048), h(2048);
   pt_cuda_fusion_arguments a = {};
   a.struct_bytes = sizeof(a);
@@ -168,16 +174,26 @@ void the_algorithm_follows_from_what_travels() {
   a.x = x.data();
   a.h = const_cast<uint16_t*>(h.data());
   const Limits limits = {2048, 2048, 1 << 20};
-  const Algorithm chosen[] = {Algorithm::kTwoShot, Algorithm::kPull, Algorithm::kPull, Algorithm::kOneShot,
-                              Algorithm::kOneShot};
-  for (int codec = PT_CODEC_NONE; codec <= PT_CODEC_MXFP4; ++codec) {
+  const auto algorithm_of = [&](uint32_t size, int codec, int asked) {
+    layout.size = size;
     a.codec = codec;
-    CHECK(make_plan(a, layout, limits, true).algorithm == chosen[codec]);
+    a.algorithm = asked;
+    return make_plan(a, layout, limits, true).algorithm;
+  };
+  using enum Algorithm;
+  const Algorithm of_two[] = {kTwoShot, kPull, kPull, kOneShot, kOneShot};
+  const Algorithm of_three[] = {kTwoShot, kTwoShot, kTwoShot, kOneShot, kOneShot};
+  for (int codec = PT_CODEC_NONE; codec <= PT_CODEC_MXFP4; ++codec) {
+    CHECK(algorithm_of(2, codec, PT_FUSION_AUTO) == of_two[codec]);
+    CHECK(algorithm_of(3, codec, PT_FUSION_AUTO) == of_three[codec]);
+    CHECK(algorithm_of(3, codec, PT_FUSION_ENCODE_ONCE) == of_two[codec]);
   }
-  for (const int algorithm : {PT_FUSION_TWO_SHOT, PT_FUSION_NCCL}) {
-    a.algorithm = algorithm;
-    CHECK_CONTAINS(caught([&] { make_plan(a, layout, limits, true); }).what(), "has no coded form");
-  }
+  // Without a codec the residual must be added before the one rounding; with one, everybody adds it to the decoded
+  // mean.
+  a.residual = x.data();
+  CHECK(algorithm_of(3, PT_CODEC_NONE, PT_FUSION_AUTO) == kPull);
+  CHECK(algorithm_of(3, PT_CODEC_INT8, PT_FUSION_AUTO) == kTwoShot);
+  CHECK_CONTAINS(caught([&] { algorithm_of(3, PT_CODEC_INT8, PT_FUSION_NCCL); }).what(), "has no coded form");
 }
 
 }  // namespace

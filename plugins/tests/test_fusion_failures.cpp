@@ -41,6 +41,8 @@ struct Message {
     made.rows = made.piece_rows = made.num_pieces = 1;
     made.row_elements = x.size();
     made.row_vectors = kVectors;
+    made.slice_elements = kVectors / 2 * 4;
+    made.slice_vectors = kVectors / 2;
     made.scale = 1.0f;
     made.aligned = reinterpret_cast<uintptr_t>(x.data()) % 16 == 0 && reinterpret_cast<uintptr_t>(h.data()) % 16 == 0;
     return made;
@@ -122,7 +124,7 @@ void memory_without_a_header_is_not_waited_for() {
   world.run([&](int rank, HostTeam& team, const auto&) {
     if (rank != 0) return;
     Message message;
-    TwoShot<HostMemory, Type, 2>::run(world.channel(0), message.call(0), team);
+    TwoShot<HostMemory, Plain<Type>, 2>::run(world.channel(0), message.call(0), team);
     CHECK(message.all(0.0f));
   });
   CHECK(world.record(0).ready == 1 && world.record(0).failure == Failure::kNotConnected);
@@ -138,7 +140,7 @@ int main(int argc, char**) {
   three_generations_survive_a_slow_clear_and_two_do_not();
   absent_rank_is_named<OneShot<HostMemory, Plain<Type>, 4>>(Algorithm::kOneShot);
   absent_rank_is_named<Pull<HostMemory, Plain<Type>>>(Algorithm::kPull);
-  absent_rank_is_named<TwoShot<HostMemory, Type, 0>>(Algorithm::kTwoShot);
+  absent_rank_is_named<TwoShot<HostMemory, Plain<Type>, 0>>(Algorithm::kTwoShot);
   host_can_abort_a_waiting_rank();
   memory_without_a_header_is_not_waited_for();
 }

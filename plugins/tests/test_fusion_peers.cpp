@@ -107,7 +107,7 @@ void one_ranks_failure_is_everybodys() {
 void the_choice_depends_on_what_all_ranks_know() {
   const Limits eight = Limits::defaults(8), two = Limits::defaults(2);
   const auto choose = [](const Limits& limits, int size, size_t bytes, bool residual, bool nccl) {
-    return select_algorithm({size, bytes, limits.one_shot, false, residual, nccl}, limits);
+    return select_algorithm({size, bytes, limits.one_shot, false, false, residual, nccl}, limits);
   };
   CHECK(choose(eight, 8, 8192, false, false) == Algorithm::kOneShot);
   CHECK(choose(eight, 8, 262144, true, true) == Algorithm::kOneShot);
@@ -118,7 +118,7 @@ void the_choice_depends_on_what_all_ranks_know() {
   CHECK(choose(two, 2, size_t{1} << 20, false, true) == Algorithm::kPull);
   CHECK(choose(two, 2, size_t{64} << 20, false, true) == Algorithm::kNccl);
   // A channel may have less room than the default limit.
-  CHECK(select_algorithm({2, 8192, 4096, false, false, false}, two) == Algorithm::kPull);
+  CHECK(select_algorithm({2, 8192, 4096, false, false, false, false}, two) == Algorithm::kPull);
 }
 
 }  // namespace

@@ -7,9 +7,8 @@
 #include <cstring>
 #include <random>
 
-#include "check.h"
 #include "cuda_fusion/device_coder.cuh"
-#include "cuda_fusion/payload.h"
+#include "fusion_world.h"
 #include "pt/codecs.h"
 
 using namespace pt;
@@ -97,12 +96,64 @@ void no_word_of_a_packet_goes_unseen() {
   }
 }
 
+// A rank's slices of a row, where warps meet rows that end inside a slice, and ranks without one.
+template <typename Codec>
+void ranks_of_one_warp_fuse_in_two_shots(uint64_t hidden) {
+  constexpr int kSize = 3;
+  constexpr uint64_t kTokens = 4;
+  FusionWorld world(kSize, 1, kWarp, {kSize, 4096, 4096});
+  std::vector<WarpOfThreads> warps(kSize);
+  std::vector<float> x[kSize], expected(kTokens * hidden), one(kTokens * hidden);
+  std::vector<uint8_t> message(pt_codec_encoded_bytes(Codec::kId, kTokens, hidden));
+  const auto pass = [&](const float* from, float* to) {
+    CHECK(pt_codec_encode(Codec::kId, from, nullptr, PT_FLOAT32, kTokens, hidden, message.data()) == PT_OK);
+    CHECK(pt_codec_decode(Codec::kId, message.data(), kTokens, hidden, to) == PT_OK);
+  };
+  for (int rank = 0; rank < kSize; ++rank) {
+    x[rank] = values_of(kTokens * hidden + static_cast<size_t>(rank));
+    pass(x[rank].data(), one.data());
+    for (size_t i = 0; i < one.size(); ++i) expected[i] = rank == 0 ? one[i] : expected[i] + one[i];
+  }
+  for (float& value : expected) value *= 1.0f / kSize;
+  pass(expected.data(), expected.data());
+
+  std::vector<float> h[kSize];
+  Plan plans[kSize];
+  for (int rank = 0; rank < kSize; ++rank) {
+    h[rank].assign(kTokens * hidden, 7.0f);
+    pt_cuda_fusion_arguments a = {};
+    a.struct_bytes = sizeof(a);
+    a.dtype = PT_FLOAT32;
+    a.reduction = PT_MEAN;
+    a.algorithm = PT_FUSION_TWO_SHOT;
+    a.tokens = kTokens;
+    a.hidden = hidden;
+    a.x = x[rank].data();
+    a.h = h[rank].data();
+    a.codec = Codec::kId;
+    plans[rank] = make_plan(a, world.layout(), Limits::defaults(kSize), false);
+  }
+  world.run([&](int rank, HostTeam& team, const auto&) {
+    warps[static_cast<size_t>(rank)].enter(team.thread());
+    using Payload = Coded<WarpCoder<Codec>, numeric::Float32>;
+    TwoShot<HostMemory, Payload, 0>::run(world.channel(rank), plans[rank].call, team);
+  });
+  for (int rank = 0; rank < kSize; ++rank) {
+    CHECK(world.record(rank).ready == 0);
+    for (size_t i = 0; i < expected.size(); ++i) {
+      const float want = expected[i], found = h[rank][i];
+      CHECK(std::isnan(want) ? std::isnan(found) : std::memcmp(&want, &found, sizeof(float)) == 0);
+    }
+  }
+}
+
 template <typename Codec>
 void all_of() {
   for (const uint64_t hidden : {1u, 33u, 256u, 300u, 1000u}) {
     for (const bool delta : {false, true}) a_warp_makes_and_reads_the_messages_of_the_cpu<Codec>(hidden, delta);
   }
   no_word_of_a_packet_goes_unseen<Codec>();
+  for (const uint64_t hidden : {33u, 1000u}) ranks_of_one_warp_fuse_in_two_shots<Codec>(hidden);
 }
 
 }  // namespace

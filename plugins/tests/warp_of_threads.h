@@ -24,22 +24,29 @@ constexpr uint32_t kWarp = 32;
 
 class WarpOfThreads {
  public:
+  // The calling thread is this lane from here on.
+  void enter(uint32_t lane) {
+    current_ = this;
+    lane_ = lane;
+  }
   static uint32_t exchange(uint32_t value, uint32_t from) {
-    values_[lane_] = value;
-    block_.sync();
-    const uint32_t result = values_[from % kWarp];
-    block_.sync();
+    WarpOfThreads& warp = *current_;
+    warp.values_[lane_] = value;
+    warp.block_.sync();
+    const uint32_t result = warp.values_[from % kWarp];
+    warp.block_.sync();
     return result;
   }
   static uint32_t lane() { return lane_; }
 
-  // body(lane) on all lanes.
+  // body(lane) on all lanes of a warp.
   template <typename Body>
   static void run(const Body& body) {
+    WarpOfThreads warp;
     std::vector<std::thread> threads;
     for (uint32_t lane = 0; lane < kWarp; ++lane) {
       threads.emplace_back([&, lane] {
-        lane_ = lane;
+        warp.enter(lane);
         body(lane);
       });
     }
@@ -47,9 +54,10 @@ class WarpOfThreads {
   }
 
  private:
+  static inline thread_local WarpOfThreads* current_ = nullptr;
   static inline thread_local uint32_t lane_ = 0;
-  static inline uint32_t values_[kWarp] = {};
-  static inline cuda_fusion::HostBlock block_{kWarp};
+  uint32_t values_[kWarp] = {};
+  cuda_fusion::HostBlock block_{kWarp};
 };
 
 }  // namespace pt::testing

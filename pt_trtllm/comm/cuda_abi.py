@@ -13,7 +13,7 @@ LIBRARY_NAME = "libpt_cuda_fusion.so"
 ABI_VERSION = 2
 
 PROVIDERS = {"host_threads": 0, "same_process": 1, "cuda_ipc": 2, "vmm": 3}
-ALGORITHMS = {"auto": -1, "one_shot": 0, "pull": 1, "two_shot": 2, "nccl": 3}
+ALGORITHMS = {"encode_once": -2, "auto": -1, "one_shot": 0, "pull": 1, "two_shot": 2, "nccl": 3}
 REDUCTIONS = {"mean": 0, "sum": 1}
 
 AllGather = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)

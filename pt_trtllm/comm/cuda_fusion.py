@@ -94,11 +94,13 @@ class CudaFusion:
         gamma [hidden] gives normed like x, gamma [num_gammas, hidden] gives [num_gammas, ..., hidden]; its type is x's
         or float32. The residual is this rank's own.
 
-        With a codec, codes and scales travel, rounded once, by one_shot or pull; there is no coded two_shot here.
-        `coding.delta` needs the mean and a residual, the same on all ranks: x - residual travels, h is the mean of x.
+        With a codec, codes and scales travel, rounded as `coding.algorithm` says: once by "one_shot" (here one_shot or
+        pull, by size), twice by "two_shot", with the bits of `ShmGroup.fuse`; "auto" rounds large messages of three
+        ranks and more twice. `coding.delta` needs the mean and a residual, the same on all ranks: x - residual travels,
+        h is the mean of x.
         """
-        if coding.algorithm == "two_shot" and algorithm == "auto":
-            algorithm = "two_shot"
+        if algorithm == "auto":
+            algorithm = {"auto": "auto", "one_shot": "encode_once", "two_shot": "two_shot"}[coding.algorithm]
         hidden = self._check(x, residual, gamma, op, algorithm)
         h = torch.empty_like(x)
         normed = None

@@ -42,8 +42,10 @@ typedef enum pt_cuda_fusion_provider {
   PT_FUSION_VMM = 3           /* processes of one host: cuMemCreate, file descriptors over a Unix socket */
 } pt_cuda_fusion_provider;
 
-/* For tests and measurements; -1 chooses from size and number of ranks. */
+/* PT_FUSION_AUTO chooses from size and number of ranks. PT_FUSION_ENCODE_ONCE does so, too, but leaves out what encodes
+ * a message twice (two-shot with a codec). The others are for tests and measurements. */
 typedef enum pt_cuda_fusion_algorithm {
+  PT_FUSION_ENCODE_ONCE = -2,
   PT_FUSION_AUTO = -1,
   PT_FUSION_ONE_SHOT = 0,
   PT_FUSION_PULL = 1,
@@ -86,8 +88,9 @@ typedef struct pt_cuda_fusion_arguments {
   uint32_t num_gammas;
   int32_t gamma_dtype;
   float eps;
-  int32_t codec; /* pt_codec: what travels is encoded once; every rank decodes the same bytes, its own included. By
-                  * one-shot and pull, with the same bits: those of pt_track_fusion_fuse_coded with PT_ONE_SHOT */
+  int32_t codec; /* pt_codec: what travels is encoded; every rank decodes the same bytes, its own included. One-shot and
+                  * pull encode once, with the bits of pt_track_fusion_fuse_coded with PT_ONE_SHOT; two-shot encodes
+                  * the sums again, with those of PT_TWO_SHOT. NCCL has no coded form */
   int32_t delta; /* with a codec, a mean and a residual that all ranks have alike: x - residual is encoded */
 } pt_cuda_fusion_arguments;
 

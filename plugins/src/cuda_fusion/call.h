@@ -26,6 +26,9 @@ struct Channel {
 
 // With RMSNorm a row is a token. Without it the tensor is cut into rows of kFlatVectors, the last one may be shorter.
 constexpr uint32_t kFlatVectors = 256;
+// Elements that a warp encodes at once. Slices of encoded rows are multiples of it: they share no group, and no word of
+// scales.
+constexpr uint32_t kEncodedAtOnce = 256;
 
 struct Call {
   const void* x;
@@ -36,7 +39,9 @@ struct Call {
   uint64_t elements;
   uint64_t rows;
   uint64_t row_elements;
-  uint32_t row_vectors;  // of a row in transit, encoded or not, rounded up
+  uint32_t row_vectors;     // of a row in transit, encoded or not, rounded up
+  uint32_t slice_elements;  // of two-shot: what a rank owns of a row
+  uint32_t slice_vectors;   // the same in transit, where a slice is a row of its own
   uint32_t num_gammas;
   uint64_t piece_rows;  // of pull and two-shot: what one pass over the staging memory carries
   uint32_t num_pieces;
@@ -53,6 +58,12 @@ struct Call {
   template <typename Type>
   PT_HOST_DEVICE uint32_t vectors_in(uint64_t row) const {
     return static_cast<uint32_t>((elements_in(row) + kPerVector<Type> - 1) / kPerVector<Type>);
+  }
+  // For packets of a slice.
+  PT_HOST_DEVICE Call of_slices() const {
+    Call slices = *this;
+    slices.row_elements = slice_elements;
+    return slices;
   }
 };
 

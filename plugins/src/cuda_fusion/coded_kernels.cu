@@ -4,6 +4,7 @@
 #include "cuda_fusion/fuse_kernel.cuh"
 #include "cuda_fusion/one_shot.h"
 #include "cuda_fusion/pull.h"
+#include "cuda_fusion/two_shot.h"
 
 namespace pt::cuda_fusion {
 
@@ -13,6 +14,7 @@ FuseKernel coded_kernel(int codec, int dtype, Algorithm algorithm) {
     kernel = with_type(dtype, [&](auto type) -> FuseKernel {
       using Payload = Coded<WarpCoder<decltype(chosen)>, decltype(type)>;
       if (algorithm == Algorithm::kPull) return fuse_kernel<Pull<DeviceMemory, Payload>>;
+      if (algorithm == Algorithm::kTwoShot) return fuse_kernel<TwoShot<DeviceMemory, Payload, 0>>;
       return fuse_kernel<OneShot<DeviceMemory, Payload, 0>>;
     });
   });

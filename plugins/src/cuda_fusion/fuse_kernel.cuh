@@ -12,7 +12,7 @@ namespace pt::cuda_fusion {
 
 using FuseKernel = void (*)(Channel, Call);
 
-// One-shot or pull with a codec other than PT_CODEC_NONE.
+// One-shot, pull or two-shot with a codec other than PT_CODEC_NONE.
 FuseKernel coded_kernel(int codec, int dtype, Algorithm algorithm);
 
 namespace {

@@ -87,7 +87,6 @@ class HostBackend : public Backend {
   void run(const Plan& plan) {
     HostBlock block(1);
     HostTeam team(block, 0, 0, 1);
-    if (plan.algorithm == Algorithm::kTwoShot) return TwoShot<HostMemory, Type, 0>::run(channel_, plan.call, team);
     if (plan.codec == PT_CODEC_NONE) return run<Plain<Type>>(plan, team);
     codecs::with_codec(plan.codec, [&](auto codec) { run<Coded<HostCoder<decltype(codec)>, Type>>(plan, team); });
   }
@@ -99,6 +98,8 @@ class HostBackend : public Backend {
         return OneShot<HostMemory, Payload, 0>::run(channel_, plan.call, team);
       case Algorithm::kPull:
         return Pull<HostMemory, Payload>::run(channel_, plan.call, team);
+      case Algorithm::kTwoShot:
+        return TwoShot<HostMemory, Payload, 0>::run(channel_, plan.call, team);
       default:
         throw Error(PT_INTERNAL, "cuda_fusion: nccl was chosen for host memory");
     }

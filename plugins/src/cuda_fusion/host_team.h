@@ -25,7 +25,7 @@ class HostBlock {
     while (round_.load(std::memory_order_acquire) == round) HostMemory::pause();
   }
 
-  static constexpr uint32_t kMaxSize = 8;
+  static constexpr uint32_t kMaxSize = 32;
   float partial[2][kMaxSize] = {};
   bool vote[2][kMaxSize] = {};
 

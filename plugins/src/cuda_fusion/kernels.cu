@@ -68,7 +68,7 @@ FuseKernel plain_kernel(Algorithm algorithm, uint32_t size) {
   if (algorithm == Algorithm::kOneShot) {
     return size == 8 ? fuse_kernel<OneShot<Memory, Plain<Type>, 8>> : fuse_kernel<OneShot<Memory, Plain<Type>, 0>>;
   }
-  return size == 8 ? fuse_kernel<TwoShot<Memory, Type, 8>> : fuse_kernel<TwoShot<Memory, Type, 0>>;
+  return size == 8 ? fuse_kernel<TwoShot<Memory, Plain<Type>, 8>> : fuse_kernel<TwoShot<Memory, Plain<Type>, 0>>;
 }
 
 uint32_t blocks_for(uint64_t work, uint32_t limit) {
@@ -94,6 +94,7 @@ cudaError_t resident_blocks(int* blocks) {
                                      plain_kernel<Bfloat16>(Algorithm::kTwoShot, 8)};
   for (int codec = PT_CODEC_INT8; codec <= PT_CODEC_MXFP4; ++codec) {
     kernels.push_back(coded_kernel(codec, PT_BFLOAT16, Algorithm::kPull));
+    kernels.push_back(coded_kernel(codec, PT_BFLOAT16, Algorithm::kTwoShot));
   }
   *blocks = 1 << 20;
   for (const FuseKernel kernel : kernels) {

@@ -16,7 +16,9 @@ constexpr int kNumAlgorithms = 4;
 const char* algorithm_name(Algorithm algorithm) noexcept;
 
 // Largest message of one rank, in bytes, for each algorithm; above all of them comes NCCL, or two-shot in pieces where
-// NCCL is missing on some rank. From public measurements on Hopper with NVSwitch; to be tuned on the target.
+// NCCL is missing on some rank. Encoded messages have the same limits, in bytes as they travel: past `pull` it is the
+// bytes on the links that take the time, with a codec or without. From public measurements on Hopper with NVSwitch,
+// without codecs; to be tuned on the target.
 struct Limits {
   size_t one_shot;
   size_t pull;
@@ -33,9 +35,10 @@ struct Selection {
   int size;
   size_t bytes;          // one rank's message as it travels: after the codec, rows padded to whole vectors
   size_t one_shot_room;  // of an inbox
-  bool is_coded;         // two-shot would encode twice
-  bool has_residual;     // two-shot would round twice
-  bool has_nccl;         // on every rank
+  bool is_coded;
+  bool encodes_once;  // two-shot would encode twice
+  bool has_residual;  // two-shot would round twice, without a codec
+  bool has_nccl;      // on every rank
 };
 
 Algorithm select_algorithm(const Selection& selection, const Limits& limits) noexcept;

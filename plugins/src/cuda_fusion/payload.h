@@ -9,6 +9,9 @@
 //   store, load          packet c of a row in transit, through Polled or Staged memory
 //   is_missing(packet)   some word of it has not arrived
 //   values(call, packet, c, out)   kValues floats
+//   total(call, row, c, sums)      two-shot: what the owner of packet c sends of its sums; called like make
+//   store_total(call, row, c, packet, arrived)   two-shot: store_packet from what the owner sent
+//   load_sliced          two-shot: packet c of a row whose slices travel one after the other
 #pragma once
 
 #include "cuda_fusion/row.h"
@@ -44,6 +47,49 @@ struct Staged {
 // Ranks whose packets a thread reads at once, where their number is not known to the compiler.
 constexpr uint32_t kPacketsAtOnce = 4;
 
+// Adds a rank's packet to the sums; the caller goes through ranks in order, and rank 0 starts the sums.
+template <typename Payload>
+PT_HOST_DEVICE void add_packet(const Call& call, const typename Payload::Packet& packet, uint32_t rank, uint32_t c,
+                               float* sums) {
+  float values[Payload::kValues];
+  Payload::values(call, packet, c, values);
+  for (int i = 0; i < Payload::kValues; ++i) sums[i] = rank == 0 ? values[i] : add(sums[i], values[i]);
+}
+
+// Adds up packet `c` of all ranks, in their order; load(rank) brings it. kBatch are read at once.
+template <typename Payload, uint32_t kBatch, typename Load>
+PT_HOST_DEVICE void add_ranks(const Call& call, uint32_t num_ranks, uint32_t c, float* sums, const Load& load) {
+  for (uint32_t first = 0; first < num_ranks; first += kBatch) {
+    typename Payload::Packet packets[kBatch] = {};
+    PT_UNROLL
+    for (uint32_t i = 0; i < kBatch; ++i) {
+      if (first + i >= num_ranks) break;
+      packets[i] = load(first + i);
+    }
+    PT_UNROLL
+    for (uint32_t i = 0; i < kBatch; ++i) {
+      if (first + i < num_ranks) add_packet<Payload>(call, packets[i], first + i, c, sums);
+    }
+  }
+}
+
+// Stores the part of h that packet `c` is about: from the sums, or zeros when nothing came. Returns its squares, added
+// up.
+template <typename Payload>
+PT_HOST_DEVICE float store_packet(const Call& call, uint64_t row, uint32_t c, float* sums, bool arrived) {
+  using Type = typename Payload::Type;
+  constexpr int kVectors = Payload::kValues / kPerVector<Type>;
+  float squares = 0.0f;
+  PT_UNROLL
+  for (int v = 0; v < kVectors; ++v) {
+    const uint32_t at = c * kVectors + v;
+    if (at >= call.vectors_in<Type>(row)) break;
+    const Vector h = arrived ? finish_sum<Type>(call, row, at, sums + v * kPerVector<Type>) : filled(0);
+    squares = add(squares, store_h<Type>(call, row, at, h));
+  }
+  return squares;
+}
+
 // The elements themselves, sixteen bytes a packet.
 template <typename Element>
 struct Plain {
@@ -68,6 +114,18 @@ struct Plain {
   static PT_HOST_DEVICE void values(const Call&, const Packet& packet, uint32_t, float (&out)[kValues]) {
     for (int i = 0; i < kValues; ++i) out[i] = element<Type>(packet, i);
   }
+
+  static PT_HOST_DEVICE Packet total(const Call& call, uint64_t row, uint32_t c, float (&sums)[kValues]) {
+    return finish_sum<Type>(call, row, c, sums);
+  }
+  static PT_HOST_DEVICE float store_total(const Call& call, uint64_t row, uint32_t c, const Packet& packet,
+                                          bool arrived) {
+    return store_h<Type>(call, row, c, arrived ? packet : filled(0));
+  }
+  template <typename Access>
+  static PT_HOST_DEVICE Packet load_sliced(const Call& call, const Vector* row_at, uint32_t c) {
+    return load<Access>(call, row_at, c);
+  }
 };
 
 // Codes of Coder's codec and their scales: a row in transit is what pt_codec_encode makes of [1, row_elements].
@@ -80,6 +138,7 @@ struct Coded {
   static constexpr int kValues = Coder::kValues;
   static constexpr uint32_t kLanes = Coder::kLanes;
   static constexpr int kVectors = kValues / kPerVector<Type>;
+  static_assert(kEncodedAtOnce % (kLanes * kValues) == 0);
 
   static PT_HOST_DEVICE uint32_t packets(const Call& call, uint64_t) { return Coder::packets(groups(call)); }
 
@@ -112,37 +171,32 @@ struct Coded {
     Coder::decode(packet, groups(call), c, out);
   }
 
+  // Encoded once more. The residual is added by everybody, to what they decode.
+  static PT_HOST_DEVICE Packet total(const Call& call, uint64_t, uint32_t c, float (&sums)[kValues]) {
+    PT_UNROLL
+    for (int i = 0; i < kValues; ++i) sums[i] = multiply(sums[i], call.scale);
+    return Coder::encode(sums, groups(call), c);
+  }
+  static PT_HOST_DEVICE float store_total(const Call& call, uint64_t row, uint32_t c, const Packet& packet,
+                                          bool arrived) {
+    Call scaled = call;
+    scaled.scale = 1.0f;
+    float sums[kValues];
+    values(call, packet, c, sums);
+    return store_packet<Coded>(scaled, row, c, sums, arrived);
+  }
+  template <typename Access>
+  static PT_HOST_DEVICE Packet load_sliced(const Call& call, const Vector* row_at, uint32_t c) {
+    const uint32_t slice_packets = call.slice_elements / kValues;
+    const uint32_t slice = c / slice_packets;
+    return load<Access>(call.of_slices(), row_at + slice * call.slice_vectors, c - slice * slice_packets);
+  }
+
  private:
   static PT_HOST_DEVICE uint32_t groups(const Call& call) {
     return static_cast<uint32_t>((call.row_elements + Coder::kGroup - 1) / Coder::kGroup);
   }
 };
-
-// Adds a rank's packet to the sums; the caller goes through ranks in order, and rank 0 starts the sums.
-template <typename Payload>
-PT_HOST_DEVICE void add_packet(const Call& call, const typename Payload::Packet& packet, uint32_t rank, uint32_t c,
-                               float* sums) {
-  float values[Payload::kValues];
-  Payload::values(call, packet, c, values);
-  for (int i = 0; i < Payload::kValues; ++i) sums[i] = rank == 0 ? values[i] : add(sums[i], values[i]);
-}
-
-// Stores the part of h that packet `c` is about: from the sums, or zeros when nothing came. Returns its squares, added
-// up.
-template <typename Payload>
-PT_HOST_DEVICE float store_packet(const Call& call, uint64_t row, uint32_t c, float* sums, bool arrived) {
-  using Type = typename Payload::Type;
-  constexpr int kVectors = Payload::kValues / kPerVector<Type>;
-  float squares = 0.0f;
-  PT_UNROLL
-  for (int v = 0; v < kVectors; ++v) {
-    const uint32_t at = c * kVectors + v;
-    if (at >= call.vectors_in<Type>(row)) break;
-    const Vector h = arrived ? finish_sum<Type>(call, row, at, sums + v * kPerVector<Type>) : filled(0);
-    squares = add(squares, store_h<Type>(call, row, at, h));
-  }
-  return squares;
-}
 
 }  // namespace
 }  // namespace pt::cuda_fusion

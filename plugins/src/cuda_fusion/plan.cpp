@@ -52,9 +52,18 @@ uint32_t vectors_in_transit(int codec, uint64_t row_elements, uint32_t vectors) 
   return vectors;
 }
 
+// What a rank owns of a row in two-shot.
+void cut_into_slices(Call& call, int codec, uint32_t per_vector, uint32_t size) {
+  const uint32_t unit = codec == PT_CODEC_NONE ? per_vector : kEncodedAtOnce;
+  const uint64_t units = (call.row_elements + unit - 1) / unit;
+  call.slice_elements = static_cast<uint32_t>((units + size - 1) / size) * unit;
+  call.slice_vectors = vectors_in_transit(codec, call.slice_elements, call.slice_elements / per_vector);
+}
+
 // Rows that pass through the staging memory at once.
 uint64_t rows_at_once(Algorithm algorithm, const Call& call, const Layout& layout) {
-  const uint64_t padded = algorithm == Algorithm::kTwoShot ? round_up(call.row_vectors, layout.size) : call.row_vectors;
+  const uint64_t padded =
+      algorithm == Algorithm::kTwoShot ? uint64_t{call.slice_vectors} * layout.size : call.row_vectors;
   const uint64_t rows = layout.staging_bytes / (padded * sizeof(Vector));
   PT_FUSION_REQUIRE(rows > 0, "fuse: a row takes %llu bytes of staging memory, staging_bytes is %llu",
                     static_cast<unsigned long long>(padded * sizeof(Vector)),
@@ -80,6 +89,8 @@ Plan make_plan(const pt_cuda_fusion_arguments& a, const Layout& layout, const Li
           .rows = a.tokens,
           .row_elements = a.hidden,
           .row_vectors = 0,
+          .slice_elements = 0,
+          .slice_vectors = 0,
           .num_gammas = a.num_gammas,
           .piece_rows = 0,
           .num_pieces = 1,
@@ -99,6 +110,7 @@ Plan make_plan(const pt_cuda_fusion_arguments& a, const Layout& layout, const Li
                     static_cast<unsigned long long>(call.row_elements));
   const auto vectors = static_cast<uint32_t>((call.row_elements + per_vector - 1) / per_vector);
   call.row_vectors = vectors_in_transit(a.codec, call.row_elements, vectors);
+  cut_into_slices(call, a.codec, per_vector, layout.size);
   call.aligned = call.elements % per_vector == 0 && call.row_elements % per_vector == 0 && on_sixteen(a.x) &&
                  on_sixteen(a.residual) && on_sixteen(a.h) && on_sixteen(a.norm_out);
   plan.threads = static_cast<uint32_t>(std::min<uint64_t>(round_up(vectors, kWarp), kMaxBlockThreads));
@@ -108,9 +120,11 @@ Plan make_plan(const pt_cuda_fusion_arguments& a, const Layout& layout, const Li
                                .bytes = call.rows * call.row_vectors * sizeof(Vector),
                                .one_shot_room = layout.one_shot_bytes,
                                .is_coded = a.codec != PT_CODEC_NONE,
+                               .encodes_once = a.algorithm == PT_FUSION_ENCODE_ONCE,
                                .has_residual = a.residual != nullptr,
                                .has_nccl = has_nccl};
-  plan.algorithm = a.algorithm < 0 ? select_algorithm(selection, limits) : static_cast<Algorithm>(a.algorithm);
+  const bool is_chosen_here = a.algorithm == PT_FUSION_AUTO || a.algorithm == PT_FUSION_ENCODE_ONCE;
+  plan.algorithm = is_chosen_here ? select_algorithm(selection, limits) : static_cast<Algorithm>(a.algorithm);
   switch (plan.algorithm) {
     case Algorithm::kOneShot:
       PT_FUSION_REQUIRE(selection.bytes <= layout.one_shot_bytes,
@@ -118,9 +132,7 @@ Plan make_plan(const pt_cuda_fusion_arguments& a, const Layout& layout, const Li
                         static_cast<unsigned long long>(layout.one_shot_bytes));
       break;
     case Algorithm::kTwoShot:
-      PT_FUSION_REQUIRE(a.codec == PT_CODEC_NONE,
-                        "fuse: two-shot has no coded form (it would encode twice), use one_shot or pull");
-      PT_FUSION_REQUIRE(a.residual == nullptr,
+      PT_FUSION_REQUIRE(a.codec != PT_CODEC_NONE || a.residual == nullptr,
                         "fuse: two-shot cannot add a residual before the one rounding, use pull");
       [[fallthrough]];
     case Algorithm::kPull:
@@ -128,12 +140,13 @@ Plan make_plan(const pt_cuda_fusion_arguments& a, const Layout& layout, const Li
       call.num_pieces = static_cast<uint32_t>((call.rows + call.piece_rows - 1) / call.piece_rows);
       break;
     case Algorithm::kNccl:
-      PT_FUSION_REQUIRE(a.codec == PT_CODEC_NONE, "fuse: nccl has no coded form, use one_shot or pull");
+      PT_FUSION_REQUIRE(a.codec == PT_CODEC_NONE, "fuse: nccl has no coded form, use two_shot");
       PT_FUSION_REQUIRE(a.residual == nullptr, "fuse: nccl cannot add a residual before the one rounding, use pull");
       PT_FUSION_REQUIRE(has_nccl, "fuse: nccl was asked for, and not every rank has libnccl.so.2");
       break;
     default:
-      PT_FUSION_REQUIRE(false, "fuse: algorithm is %d, expected -1 to %d", a.algorithm, kNumAlgorithms - 1);
+      PT_FUSION_REQUIRE(false, "fuse: algorithm is %d, expected %d to %d", a.algorithm, PT_FUSION_ENCODE_ONCE,
+                        kNumAlgorithms - 1);
   }
   return plan;
 }

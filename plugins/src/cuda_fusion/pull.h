@@ -50,18 +50,9 @@ class Pull {
  private:
   static PT_HOST_DEVICE void collect(const Channel& channel, const Call& call, uint64_t staging, uint64_t row_at,
                                      uint32_t c, float* sums) {
-    for (uint32_t first = 0; first < channel.size; first += kPacketsAtOnce) {
-      typename Payload::Packet packets[kPacketsAtOnce] = {};
-      PT_UNROLL
-      for (uint32_t i = 0; i < kPacketsAtOnce; ++i) {
-        if (first + i >= channel.size) break;
-        packets[i] = Payload::template load<Staged>(call, channel.at<Vector>(first + i, staging) + row_at, c);
-      }
-      PT_UNROLL
-      for (uint32_t i = 0; i < kPacketsAtOnce; ++i) {
-        if (first + i < channel.size) add_packet<Payload>(call, packets[i], first + i, c, sums);
-      }
-    }
+    add_ranks<Payload, kPacketsAtOnce>(call, channel.size, c, sums, [&](uint32_t rank) {
+      return Payload::template load<Staged>(call, channel.at<Vector>(rank, staging) + row_at, c);
+    });
   }
 };
 

@@ -2,16 +2,17 @@
 // Larger messages: every rank owns a slice of the columns of each row. Slices are pushed to their owners, blocks meet,
 // the owner adds them and pushes the same bytes to everybody, itself included; blocks meet again.
 //
-// Two generations, as in pull.h, and no barrier at the end. Per link 2 (n - 1) / n of a message instead of n - 1.
+// Two generations, as in pull.h, and no barrier at the end. Per link 2 (n - 1) / n of a message instead of n - 1. A
+// slice travels like a row of its own length. Encoded sums are encoded once more: rounded twice, alike on all ranks.
 #pragma once
 
 #include "cuda_fusion/barrier.h"
-#include "cuda_fusion/row.h"
+#include "cuda_fusion/payload.h"
 
 namespace pt::cuda_fusion {
 namespace {
 
-template <typename Memory, typename Type, int kRanks>
+template <typename Memory, typename Payload, int kRanks>
 class TwoShot {
  public:
   template <typename Team>
@@ -26,14 +27,16 @@ class TwoShot {
       scatter(channel, call, team, rows);
       if (meet_peers(channel, team, waiter, Phase::kFirst, epoch)) reduce(channel, call, team, rows);
       const bool alive = meet_peers(channel, team, waiter, Phase::kSecond, epoch);
-      const Vector* sums = channel.at<Vector>(channel.rank, rows.gather_at);
+      const Vector* totals = channel.at<Vector>(channel.rank, rows.gather_at);
       for (uint64_t row = first + team.block(); row < last; row += team.num_blocks()) {
+        const Vector* row_at = totals + (row - first) * num_ranks(channel) * call.slice_vectors;
         float squares = 0.0f;
-        for (uint32_t c = team.thread(); c < call.vectors_in<Type>(row); c += team.size()) {
-          const Vector h = alive ? sums[(row - first) * call.row_vectors + c] : filled(0);
-          squares = add(squares, store_h<Type>(call, row, c, h));
+        for (uint32_t c = team.thread(); c < Payload::packets(call, row); c += team.size()) {
+          typename Payload::Packet packet = {};
+          if (alive) packet = Payload::template load_sliced<Staged>(call, row_at, c);
+          squares = add(squares, Payload::store_total(call, row, c, packet, alive));
         }
-        if (call.num_gammas != 0) norm_row<Type>(call, team, row, squares);
+        if (call.num_gammas != 0) norm_row<typename Payload::Type>(call, team, row, squares);
       }
       waiter.next_epoch();
     }
@@ -49,46 +52,61 @@ class TwoShot {
   };
 
   static PT_HOST_DEVICE uint32_t num_ranks(const Channel& channel) { return kRanks != 0 ? kRanks : channel.size; }
-  static PT_HOST_DEVICE uint32_t slice_vectors(const Channel& channel, const Call& call) {
-    return (call.row_vectors + num_ranks(channel) - 1) / num_ranks(channel);
+  static PT_HOST_DEVICE uint32_t slice_packets(const Call& call) { return call.slice_elements / Payload::kValues; }
+  // Slices go round: rows may have fewer slices than there are ranks.
+  static PT_HOST_DEVICE uint32_t owner_of(const Channel& channel, uint64_t row, uint32_t slice) {
+    const uint32_t n = num_ranks(channel);
+    return (slice + static_cast<uint32_t>(row) % n) % n;
   }
-  // Vectors between two sources in a scatter inbox: of a whole piece, even when this one is shorter.
-  static PT_HOST_DEVICE uint64_t source_vectors(const Channel& channel, const Call& call) {
-    return call.piece_rows * slice_vectors(channel, call);
+  static PT_HOST_DEVICE uint32_t own_slice(const Channel& channel, uint64_t row) {
+    const uint32_t n = num_ranks(channel);
+    return (channel.rank + n - static_cast<uint32_t>(row) % n) % n;
+  }
+  // Of a row's slice in the inbox of its owner. Room is that of a whole piece, even when this one is shorter.
+  static PT_HOST_DEVICE uint64_t scattered_at(const Call& call, const Piece& piece, uint32_t source, uint64_t row) {
+    return (source * call.piece_rows + row - piece.first) * call.slice_vectors;
   }
 
   template <typename Team>
   static PT_HOST_DEVICE void scatter(const Channel& channel, const Call& call, Team& team, const Piece& piece) {
-    const uint32_t slice = slice_vectors(channel, call);
-    const uint64_t source = channel.rank * source_vectors(channel, call);
+    const Call slices = call.of_slices();
     for (uint64_t row = piece.first + team.block(); row < piece.last; row += team.num_blocks()) {
-      for (uint32_t c = team.thread(); c < call.vectors_in<Type>(row); c += team.size()) {
-        const uint32_t owner = c / slice;
-        const uint64_t at = source + (row - piece.first) * slice + c % slice;
-        channel.at<Vector>(owner, piece.scatter_at)[at] = without_sentinel(load_vector<Type>(call, call.x, row, c));
+      const uint64_t at = scattered_at(call, piece, channel.rank, row);
+      const uint32_t packets = Payload::packets(call, row);
+      for (uint32_t c = team.thread(); c - c % Payload::kLanes < packets; c += team.size()) {
+        const typename Payload::Packet mine = Payload::make(call, row, c);
+        if (c >= packets) continue;
+        const uint32_t slice = c / slice_packets(call);
+        Vector* inbox = channel.at<Vector>(owner_of(channel, row, slice), piece.scatter_at);
+        Payload::template store<Staged>(slices, inbox + at, c - slice * slice_packets(call), mine);
       }
     }
   }
 
   template <typename Team>
   static PT_HOST_DEVICE void reduce(const Channel& channel, const Call& call, Team& team, const Piece& piece) {
+    constexpr uint32_t kBatch = kRanks != 0 ? kRanks : kPacketsAtOnce;
     const uint32_t n = num_ranks(channel);
-    const uint32_t slice = slice_vectors(channel, call);
-    const uint64_t stride = source_vectors(channel, call);
+    const Call slices = call.of_slices();
     const Vector* inbox = channel.at<Vector>(channel.rank, piece.scatter_at);
     for (uint64_t row = piece.first + team.block(); row < piece.last; row += team.num_blocks()) {
-      const uint32_t end = call.vectors_in<Type>(row);
-      for (uint32_t s = team.thread(); s < slice && channel.rank * slice + s < end; s += team.size()) {
-        const uint32_t c = channel.rank * slice + s;
-        const uint64_t at = (row - piece.first) * slice + s;
-        float sums[kPerVector<Type>];
-        start<Type>(sums, inbox[at]);
-        PT_UNROLL
-        for (uint32_t rank = 1; rank < n; ++rank) accumulate<Type>(sums, inbox[rank * stride + at]);
-        const Vector h = finish_sum<Type>(call, row, c, sums);
+      const uint32_t slice = own_slice(channel, row);
+      const uint64_t at = ((row - piece.first) * n + slice) * call.slice_vectors;
+      const uint32_t begin = slice * slice_packets(call);
+      const uint32_t packets = Payload::packets(call, row);
+      const uint32_t end = begin + slice_packets(call) < packets ? begin + slice_packets(call) : packets;
+      for (uint32_t c = begin + team.thread(); c - c % Payload::kLanes < end; c += team.size()) {
+        float sums[Payload::kValues] = {};
+        if (c < end) {
+          add_ranks<Payload, kBatch>(call, n, c, sums, [&](uint32_t rank) {
+            return Payload::template load<Staged>(slices, inbox + scattered_at(call, piece, rank, row), c - begin);
+          });
+        }
+        const typename Payload::Packet total = Payload::total(call, row, c, sums);
+        if (c >= end) continue;
         for (uint32_t step = 0; step < n; ++step) {
           const uint32_t peer = channel.rank + step < n ? channel.rank + step : channel.rank + step - n;
-          channel.at<Vector>(peer, piece.gather_at)[(row - piece.first) * call.row_vectors + c] = h;
+          Payload::template store<Staged>(slices, channel.at<Vector>(peer, piece.gather_at) + at, c - begin, total);
         }
       }
     }
