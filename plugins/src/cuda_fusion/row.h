@@ -13,12 +13,12 @@ PT_HOST_DEVICE Vector load_vector(const Call& call, const void* tensor, uint64_t
   const auto* from = static_cast<const typename Type::Storage*>(tensor) + row * call.row_elements;
   const uint64_t first = static_cast<uint64_t>(c) * kPerVector<Type>;
   if (call.aligned) return *reinterpret_cast<const Vector*>(from + first);
-  float values[kPerVector<Type>];
+  Vector v = filled(0);
   const uint64_t end = call.elements_in(row);
   for (int i = 0; i < kPerVector<Type>; ++i) {
-    values[i] = first + i < end ? Type::to_float(from[first + i]) : 0.0f;
+    if (first + i < end) put_stored<Type>(v, i, from[first + i]);
   }
-  return packed<Type>(values);
+  return v;
 }
 
 template <typename Type>
@@ -31,7 +31,7 @@ PT_HOST_DEVICE void store_vector(const Call& call, void* tensor, uint64_t row, u
   }
   const uint64_t end = call.elements_in(row);
   for (int i = 0; i < kPerVector<Type>; ++i) {
-    if (first + i < end) to[first + i] = Type::from_float(element<Type>(v, i));
+    if (first + i < end) to[first + i] = stored<Type>(v, i);
   }
 }
 

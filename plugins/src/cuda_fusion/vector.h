@@ -64,12 +64,28 @@ PT_HOST_DEVICE float inverse_root_mean(float sum, float count, float eps) {
 #endif
 }
 
+// An element as it is stored, bit by bit.
+template <typename Type>
+PT_HOST_DEVICE typename Type::Storage stored(const Vector& v, int i) {
+  if constexpr (kPerVector<Type> == 4) {
+    return numeric::float_of(v.word[i]);
+  } else {
+    return static_cast<uint16_t>(v.word[i / 2] >> (i % 2 * 16));
+  }
+}
+
 template <typename Type>
 PT_HOST_DEVICE float element(const Vector& v, int i) {
+  return Type::to_float(stored<Type>(v, i));
+}
+
+// Element `i` of a vector that has a zero there.
+template <typename Type>
+PT_HOST_DEVICE void put_stored(Vector& v, int i, typename Type::Storage bits) {
   if constexpr (kPerVector<Type> == 4) {
-    return Type::to_float(numeric::float_of(v.word[i]));
+    v.word[i] = numeric::bits_of(bits);
   } else {
-    return Type::to_float(static_cast<uint16_t>(v.word[i / 2] >> (i % 2 * 16)));
+    v.word[i / 2] |= static_cast<uint32_t>(bits) << (i % 2 * 16);
   }
 }
 
