@@ -2,7 +2,7 @@
 // The TensorRT layer through TensorRT's own interfaces, with one rank on host memory in place of a GPU.
 #include <dlfcn.h>
 
-#include <cmath>
+#include <algorithm>
 #include <cstring>
 #include <memory>
 
@@ -63,6 +63,27 @@ int main(int, char** argv) {
   const Plugin again(creator->createPlugin("layer", written, TensorRTPhase::kRUNTIME));
   CHECK(again != nullptr);
 
+  std::vector<std::string> names;
+  for (int32_t i = 0; i < creator->getFieldNames()->nbFields; ++i) {
+    names.push_back(creator->getFieldNames()->fields[i].name);
+  }
+  CHECK(std::find(names.begin(), names.end(), "codec") != names.end());
+  nvinfer1::PluginFieldCollection older = *written;  // of engines from before there were codecs
+  CHECK(std::strcmp(older.fields[--older.nbFields].name, "codec") == 0);
+  CHECK(Fields::parse(older).codec == PT_CODEC_NONE);
+
+  fields.codec = 5;
+  CHECK(creator->createPlugin("layer", serialized.collection(), TensorRTPhase::kRUNTIME) == nullptr);
+  try {
+    Fields::parse(*serialized.collection());
+    CHECK(false);
+  } catch (const std::runtime_error& error) {
+    CHECK_CONTAINS(error.what(), "codec is 5, expected 0 (none), 1 (int8)");
+  }
+  fields.codec = PT_CODEC_INT4;
+  const Plugin coded(creator->createPlugin("layer", serialized.collection(), TensorRTPhase::kRUNTIME));
+  CHECK(coded != nullptr);
+
   fields.version = 7;
   CHECK(creator->createPlugin("layer", serialized.collection(), TensorRTPhase::kRUNTIME) == nullptr);
 
@@ -88,6 +109,17 @@ int main(int, char** argv) {
   CHECK(running->enqueue(in, out, inputs, outputs, nullptr, nullptr) == 0);
   for (const float value : h) CHECK(value == 4.0f);
   for (const float value : norm) CHECK(value == 0.5f);
+
+  // The largest value 7 makes the scale of int4 a 1: what is sent of 2.375 is 2.
+  auto* maker = capability<nvinfer1::IPluginV3OneRuntime>(coded.get(), nvinfer1::PluginCapabilityType::kRUNTIME);
+  const Plugin coding(maker->attachToContext(nullptr));
+  CHECK(coding != nullptr);
+  auto* sender = capability<nvinfer1::IPluginV3OneRuntime>(coding.get(), nvinfer1::PluginCapabilityType::kRUNTIME);
+  for (size_t i = 0; i < x.size(); ++i) x[i] = i % 2 == 0 ? 7.0f : 2.375f;
+  CHECK(sender->enqueue(in, out, inputs, outputs, nullptr, nullptr) == 0);
+  for (size_t i = 0; i < h.size(); ++i) CHECK(h[i] == (i % 2 == 0 ? 7.0f : 2.0f));
+  CHECK(running->enqueue(in, out, inputs, outputs, nullptr, nullptr) == 0);
+  CHECK(h == x);
 
   CHECK(running->onShapeChange(in, 1, out, 2) != 0);
   const PluginTensorDesc wrong[] = {in[0], desc(DataType::kFLOAT, {2, kHidden + 1})};

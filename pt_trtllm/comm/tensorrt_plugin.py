@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from pt_trtllm.comm.coding import CODECS
 from pt_trtllm.comm.cuda_abi import ALGORITHMS, REDUCTIONS, Arguments, check, load_library
 from pt_trtllm.errors import CommunicationError
 
@@ -35,6 +36,8 @@ class FusionFields:
     has_residual: int = 0
     has_norm: int = 0
     eps: float = 1e-5
+    codec: int = CODECS.index("none")
+    """pt_codec: how messages travel. Engines from before there was one have none."""
     version: int = FIELDS_VERSION
 
     def __post_init__(self) -> None:
@@ -48,6 +51,9 @@ class FusionFields:
             raise CommunicationError(
                 f"{PLUGIN_NAME}: the fields are {self}, expected a name, ranks and flags of 0 or 1"
             )
+        if not 0 <= self.codec < len(CODECS):
+            known = ", ".join(f"{number} ({name})" for number, name in enumerate(CODECS))
+            raise CommunicationError(f"{PLUGIN_NAME}: codec is {self.codec}, expected one of {known}")
 
     @property
     def num_inputs(self) -> int:
@@ -117,6 +123,7 @@ def launch(fusion: FusionFields, channel: int, described: list[Any], inputs: Any
         num_gammas=math.prod(gamma_shape[:-1]) if fusion.has_norm else 0,
         gamma_dtype=gamma_dtype,
         eps=fusion.eps,
+        codec=fusion.codec,
     )
     check(load_library().pt_cuda_fusion_fuse(channel, ctypes.byref(arguments), stream or None))
 

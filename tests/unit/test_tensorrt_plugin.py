@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from pt_trtllm.comm.coding import CODECS
 from pt_trtllm.comm.cuda_abi import load_library
 from pt_trtllm.comm.cuda_fusion import CudaFusion
 from pt_trtllm.comm.tensorrt_plugin import FusionFields, make_creator
@@ -41,11 +42,22 @@ def fields(**changes: Any) -> FusionFields:
 
 
 def test_fields_survive_the_way_through_tensorrt(trt: Any) -> None:
-    written = fields(reduction=1, has_residual=1, eps=0.25)
+    written = fields(reduction=1, has_residual=1, eps=0.25, codec=CODECS.index("fp8"))
     assert FusionFields.parse(written.collection(trt)) == written
     creator = make_creator(trt)
     plugin = creator.create_plugin("layer", written.collection(trt), trt.TensorRTPhase.BUILD)
     assert FusionFields.parse(plugin.clone().get_fields_to_serialize()) == written
+    assert "codec" in [field.name for field in creator.field_names]
+
+
+def test_engines_from_before_there_were_codecs_have_none(trt: Any) -> None:
+    older = trt.PluginFieldCollection([field for field in fields().collection(trt) if field.name != "codec"])
+    assert FusionFields.parse(older).codec == CODECS.index("none")
+
+
+def test_an_unknown_codec_is_refused() -> None:
+    with pytest.raises(CommunicationError, match=r"codec is 5, expected one of 0 \(none\), 1 \(int8\)"):
+        fields(codec=5)
 
 
 def test_fields_of_another_version_are_refused(trt: Any) -> None:
@@ -68,7 +80,8 @@ def test_the_creator_registers_and_nothing_waits_for_a_peer_while_building(trt: 
     assert registry.deregister_creator(creator)
 
 
-def test_two_ranks_fuse_through_the_layer(trt: Any) -> None:
+@pytest.mark.parametrize("codec", ["none", "int4"])
+def test_two_ranks_fuse_through_the_layer(trt: Any, codec: str) -> None:
     """Ranks of one process need names of their own: the engine's name is that of its rank's channel."""
     exchange = ThreadExchange(2, timeout_s=10.0)
 
@@ -76,11 +89,12 @@ def test_two_ranks_fuse_through_the_layer(trt: Any) -> None:
         options: dict[str, Any] = {"provider": "host_threads", "timeout_s": 20.0}
         with CudaFusion(rank=rank, size=2, exchange=exchange.for_rank(rank), **options) as channel:
             channel.register(f"pt-test-{rank}")
-            built = make_creator(trt).create_plugin(
-                "layer", fields(channel=f"pt-test-{rank}", eps=0.0).collection(trt), trt.TensorRTPhase.RUNTIME
-            )
+            written = fields(channel=f"pt-test-{rank}", eps=0.0, codec=CODECS.index(codec))
+            built = make_creator(trt).create_plugin("layer", written.collection(trt), trt.TensorRTPhase.RUNTIME)
             plugin = built.attach_to_context(None)
-            x, gamma = torch.full((3, 16), float(rank + 1)), torch.full((2, 16), 2.0)
+            # The largest value 7 makes the scale of int4 a 1: what is sent of 1.25 and 2.25 are 1 and 2.
+            x, gamma = torch.full((3, 16), rank + 1.25), torch.full((2, 16), 2.0)
+            x[:, 0] = 7.0
             h, norm = torch.empty(3, 16), torch.empty(2, 3, 16)
             described = [Desc((3, 16), trt.DataType.FLOAT), Desc((2, 16), trt.DataType.FLOAT)]
             plugin.enqueue(described, [], [x.data_ptr(), gamma.data_ptr()], [h.data_ptr(), norm.data_ptr()], 0, 0)
@@ -91,8 +105,9 @@ def test_two_ranks_fuse_through_the_layer(trt: Any) -> None:
         ranks = [pool.submit(rank_main, rank) for rank in range(2)]
         for future in reversed(ranks):
             h, norm = future.result(timeout=60)
-            assert torch.equal(h, torch.full((3, 16), 1.5))
-            assert torch.equal(norm, torch.full((2, 3, 16), 2.0))
+            mean = 1.75 if codec == "none" else 1.5
+            assert torch.equal(h, torch.tensor([7.0] + [mean] * 15).expand(3, 16))
+            torch.testing.assert_close(norm, (2 * h / h.square().mean(-1, keepdim=True).sqrt()).expand(2, 3, 16))
 
 
 def test_a_missing_channel_is_said_when_the_context_is_made(trt: Any) -> None:

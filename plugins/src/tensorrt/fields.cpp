@@ -55,6 +55,8 @@ Fields Fields::parse(const nvinfer1::PluginFieldCollection& collection) {
       fields.has_norm = read<int32_t>(field, PluginFieldType::kINT32);
     } else if (name == "eps") {
       fields.eps = read<float>(field, PluginFieldType::kFLOAT32);
+    } else if (name == "codec") {
+      fields.codec = read<int32_t>(field, PluginFieldType::kINT32);
     } else {
       refuse("there is no field '" + name + "'");
     }
@@ -71,6 +73,10 @@ Fields Fields::parse(const nvinfer1::PluginFieldCollection& collection) {
   require_flag("has_residual", fields.has_residual);
   require_flag("has_norm", fields.has_norm);
   if (!std::isfinite(fields.eps) || fields.eps < 0) refuse("eps is " + std::to_string(fields.eps));
+  if (fields.codec < PT_CODEC_NONE || fields.codec > PT_CODEC_MXFP4) {
+    refuse("codec is " + std::to_string(fields.codec) +
+           ", expected 0 (none), 1 (int8), 2 (fp8), 3 (int4) or 4 (mxfp4)");
+  }
   return fields;
 }
 
@@ -81,7 +87,8 @@ SerializedFields::SerializedFields(const Fields& fields)
                {"reduction", &fields.reduction, PluginFieldType::kINT32, 1},
                {"has_residual", &fields.has_residual, PluginFieldType::kINT32, 1},
                {"has_norm", &fields.has_norm, PluginFieldType::kINT32, 1},
-               {"eps", &fields.eps, PluginFieldType::kFLOAT32, 1}},
+               {"eps", &fields.eps, PluginFieldType::kFLOAT32, 1},
+               {"codec", &fields.codec, PluginFieldType::kINT32, 1}},
       collection_{static_cast<int32_t>(entries_.size()), entries_.data()} {}
 
 }  // namespace pt::tensorrt

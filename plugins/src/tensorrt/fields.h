@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "pt/codecs.h"
+
 namespace pt::tensorrt {
 
 constexpr int32_t kFieldsVersion = 1;
@@ -20,6 +22,7 @@ struct Fields {
   int32_t has_residual = 0;
   int32_t has_norm = 0;
   float eps = 1e-5f;
+  int32_t codec = PT_CODEC_NONE;  // pt_codec; engines from before there was one have none
 
   // Throws std::runtime_error with what was found and what was expected.
   static Fields parse(const nvinfer1::PluginFieldCollection& collection);

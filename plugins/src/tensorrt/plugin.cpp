@@ -116,6 +116,7 @@ pt_cuda_fusion_arguments TrackFusionPlugin::arguments_of(const PluginTensorDesc*
   arguments.hidden = static_cast<uint64_t>(x.d[x.nbDims - 1]);
   arguments.tokens = product(x, x.nbDims - 1);
   arguments.eps = fields_.eps;
+  arguments.codec = fields_.codec;
   arguments.gamma_dtype = arguments.dtype;
   if (fields_.has_norm != 0) {
     const PluginTensorDesc& gamma = in[gamma_input()];
