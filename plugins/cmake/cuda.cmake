@@ -21,3 +21,19 @@ if(NOT PT_ENABLE_CUDA STREQUAL "OFF")
   endif()
 endif()
 message(STATUS "CUDA kernels: ${PT_HAVE_CUDA}")
+
+# For kernels without an instruction that only newer targets have: one PTX, of the oldest target, is assembled for all of
+# them. Making PTX is more than half of the compiler's work. Targets like "native" are left to CMake.
+function(pt_compile_one_ptx target)
+  if(NOT PT_CUDA_ARCHITECTURES MATCHES "^[0-9]+[af]?(;[0-9]+[af]?)*$")
+    return()
+  endif()
+  set(oldest ${PT_CUDA_ARCHITECTURES})
+  list(SORT oldest COMPARE NATURAL)
+  list(GET oldest 0 oldest)
+  string(REGEX REPLACE "[af]$" "" oldest ${oldest})  # sm_90a's own PTX runs nowhere else
+  list(TRANSFORM PT_CUDA_ARCHITECTURES PREPEND "sm_" OUTPUT_VARIABLE codes)
+  list(JOIN codes "," codes)
+  set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES OFF)
+  target_compile_options(${target} PRIVATE "--generate-code=arch=compute_${oldest},code=[compute_${oldest},${codes}]")
+endfunction()
