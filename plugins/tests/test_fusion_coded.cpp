@@ -89,7 +89,7 @@ struct Tensors {
   Plan prepare(int codec, int dtype, const Case& drawn, int rank, unsigned call, const Layout& layout) {
     x = values_of<Type>(rank, call, drawn.count());
     residual = values_of<Type>(99, call, drawn.count());
-    h.assign(drawn.count(), Element<Type>{});
+    h.assign(drawn.count(), Type::from_float(77.0f));
     norm = h;
     gamma.assign(drawn.hidden, 1.0f);
     pt_cuda_fusion_arguments a = {};
@@ -196,6 +196,31 @@ void the_algorithm_follows_from_what_travels() {
   CHECK_CONTAINS(caught([&] { algorithm_of(3, PT_CODEC_INT8, PT_FUSION_NCCL); }).what(), "has no coded form");
 }
 
+// Zeros, although a residual could be added to what did not come.
+void an_absent_rank_is_named_and_leaves_zeros() {
+  using Type = numeric::Float32;
+  const Case drawn = {Algorithm::kTwoShot, 5, 300, true, false, false};
+  FusionWorld world(3, 1, 2, {3, 16384, 2560}, 0.2);
+  Tensors<Type> tensors[3];
+  Plan plans[3];
+  world.run([&](int rank, HostTeam& team, const auto& kernel_boundary) {
+    if (rank == 1) return;  // never comes
+    if (kernel_boundary())
+      plans[rank] = tensors[rank].prepare(PT_CODEC_INT8, PT_FLOAT32, drawn, rank, 1, world.layout());
+    kernel_boundary();
+    TwoShot<HostMemory, Coded<HostCoder<codecs::Int8>, Type>, 0>::run(world.channel(rank), plans[rank].call, team);
+  });
+  int timeouts = 0;
+  for (const int rank : {0, 2}) {
+    const Record& record = world.record(rank);
+    CHECK(record.ready == 1 && record.algorithm == Algorithm::kTwoShot && record.phase == Phase::kFirst);
+    if (record.failure == Failure::kTimeout) ++timeouts;
+    if (record.failure == Failure::kTimeout) CHECK(record.peer == 1);
+    for (const float value : tensors[rank].h) CHECK(value == 0.0f);
+  }
+  CHECK(timeouts >= 1);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -203,6 +228,7 @@ int main(int argc, char** argv) {
   using numeric::Bfloat16, numeric::Float16, numeric::Float32;
   a_row_in_transit_is_a_message_of_the_codec();
   the_algorithm_follows_from_what_travels();
+  an_absent_rank_is_named_and_leaves_zeros();
   every_rank_gets_the_bits_of_the_codec<codecs::Int8, Bfloat16, 0>(2, 2, 2, PT_BFLOAT16, calls);
   every_rank_gets_the_bits_of_the_codec<codecs::Fp8, Float16, 0>(4, 1, 2, PT_FLOAT16, calls);
   every_rank_gets_the_bits_of_the_codec<codecs::Int4, Float32, 8>(8, 2, 1, PT_FLOAT32, calls);

@@ -10,8 +10,9 @@
  * stream order: never to two streams at once, never to two execution contexts.
  *
  * Arithmetic: that of pt/track_fusion.h, so h has the same bits on every rank, by every algorithm, and on the CPU, but
- * for the sign of a zero. The squares of a row are added in another shape than on the CPU: norms agree with it to one
- * rounding of their type (2^-20 in float32), and with each other to the bit.
+ * for the sign of a zero; with a codec that of pt/codecs.h, where algorithms differ in how often they round. The
+ * squares of a row are added in another shape than on the CPU: norms agree with it to one rounding of their type (2^-20
+ * in float32), and with each other to the bit.
  *
  * A wait that exceeds the time limit ends the channel on all ranks: outputs become zeros, and the next call here
  * reports who waited for whom. Nothing hangs silently.

@@ -89,25 +89,28 @@ class TwoShot {
     const uint32_t n = num_ranks(channel);
     const Call slices = call.of_slices();
     const Vector* inbox = channel.at<Vector>(channel.rank, piece.scatter_at);
-    for (uint64_t row = piece.first + team.block(); row < piece.last; row += team.num_blocks()) {
+    // All rows of this block at once: one slice would keep few of its threads busy.
+    const uint64_t behind = piece.last - piece.first + team.num_blocks() - 1 - team.block();
+    const auto count = static_cast<uint32_t>(behind / team.num_blocks()) * slice_packets(call);
+    for (uint32_t i = team.thread(); i < count; i += team.size()) {
+      const uint32_t turn = i / slice_packets(call);
+      const uint32_t s = i - turn * slice_packets(call);
+      const uint64_t row = piece.first + team.block() + static_cast<uint64_t>(turn) * team.num_blocks();
       const uint32_t slice = own_slice(channel, row);
+      const uint32_t c = slice * slice_packets(call) + s;
+      const bool inside = c < Payload::packets(call, row);
+      float sums[Payload::kValues] = {};
+      if (inside) {
+        add_ranks<Payload, kBatch>(call, n, c, sums, [&](uint32_t rank) {
+          return Payload::template load<Staged>(slices, inbox + scattered_at(call, piece, rank, row), s);
+        });
+      }
+      const typename Payload::Packet total = Payload::total(call, row, c, sums);
+      if (!inside) continue;
       const uint64_t at = ((row - piece.first) * n + slice) * call.slice_vectors;
-      const uint32_t begin = slice * slice_packets(call);
-      const uint32_t packets = Payload::packets(call, row);
-      const uint32_t end = begin + slice_packets(call) < packets ? begin + slice_packets(call) : packets;
-      for (uint32_t c = begin + team.thread(); c - c % Payload::kLanes < end; c += team.size()) {
-        float sums[Payload::kValues] = {};
-        if (c < end) {
-          add_ranks<Payload, kBatch>(call, n, c, sums, [&](uint32_t rank) {
-            return Payload::template load<Staged>(slices, inbox + scattered_at(call, piece, rank, row), c - begin);
-          });
-        }
-        const typename Payload::Packet total = Payload::total(call, row, c, sums);
-        if (c >= end) continue;
-        for (uint32_t step = 0; step < n; ++step) {
-          const uint32_t peer = channel.rank + step < n ? channel.rank + step : channel.rank + step - n;
-          Payload::template store<Staged>(slices, channel.at<Vector>(peer, piece.gather_at) + at, c - begin, total);
-        }
+      for (uint32_t step = 0; step < n; ++step) {
+        const uint32_t peer = channel.rank + step < n ? channel.rank + step : channel.rank + step - n;
+        Payload::template store<Staged>(slices, channel.at<Vector>(peer, piece.gather_at) + at, s, total);
       }
     }
   }
