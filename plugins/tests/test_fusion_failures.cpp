@@ -103,6 +103,52 @@ void absent_rank_is_named(Algorithm algorithm) {
   CHECK(world.channel(2).header(2)->abort != 0);  // and the absent one will know when it comes
 }
 
+// Rank 2 signals its message by hand, or does so to rank 1 alone, and is never seen again.
+template <typename Protocol>
+class Vanished {
+ public:
+  explicit Vanished(bool at_all) : world_(3, 1, 2, {3, 4096, 8192}, 0.2) {
+    world_.run([&](int rank, HostTeam& team, const auto& kernel_boundary) {
+      if (kernel_boundary()) calls_[rank] = messages_[rank].call(rank);
+      if (rank == 2 && kernel_boundary()) {
+        for (const uint32_t peer : {0, 1}) {
+          if (peer == 1 || at_all) signal(Phase::kFirst, peer);
+        }
+        signal(Phase::kSecond, 1);
+      }
+      kernel_boundary();
+      if (rank != 2) Protocol::run(world_.channel(rank), calls_[rank], team);
+    });
+  }
+  const Record& record(int rank) const { return world_.record(rank); }
+  bool gave_zeros(int rank) const { return messages_[rank].all(0.0f); }
+
+ private:
+  void signal(Phase phase, uint32_t peer) {
+    HostMemory::store_release(world_.channel(2).at<uint32_t>(peer, Layout::signal(phase, 0, 2)), kFirstEpoch + 1);
+  }
+  FusionWorld world_;
+  Message messages_[3];
+  Call calls_[3];
+};
+
+template <typename Protocol>
+void rank_that_vanishes_between_two_meetings_is_named() {
+  const Vanished<Protocol> seen(true);
+  const Record& record = seen.record(0);
+  CHECK(record.ready == 1 && record.phase == Phase::kSecond && record.epoch == kFirstEpoch + 1);
+  CHECK(record.failure == Failure::kTimeout ? record.peer == 2 : record.peer == 1);
+  CHECK(seen.gave_zeros(0));
+}
+
+// Rank 0 waits in vain for the first meeting and does no more work. Rank 1, whose meeting was complete, must not take
+// what lies in rank 0's slice for a sum.
+template <typename Protocol>
+void work_that_was_given_up_is_not_taken_for_done() {
+  const Vanished<Protocol> seen(false);
+  for (const int rank : {0, 1}) CHECK(seen.record(rank).ready == 1 && seen.gave_zeros(rank));
+}
+
 void host_can_abort_a_waiting_rank() {
   FusionWorld world(2, 1, 1, kSmall, 60.0);
   world.run([&](int rank, HostTeam& team, const auto&) {
@@ -141,6 +187,8 @@ int main(int argc, char**) {
   absent_rank_is_named<OneShot<HostMemory, Plain<Type>, 4>>(Algorithm::kOneShot);
   absent_rank_is_named<Pull<HostMemory, Plain<Type>>>(Algorithm::kPull);
   absent_rank_is_named<TwoShot<HostMemory, Plain<Type>, 0>>(Algorithm::kTwoShot);
+  rank_that_vanishes_between_two_meetings_is_named<TwoShot<HostMemory, Plain<Type>, 0>>();
+  work_that_was_given_up_is_not_taken_for_done<TwoShot<HostMemory, Plain<Type>, 0>>();
   host_can_abort_a_waiting_rank();
   memory_without_a_header_is_not_waited_for();
 }

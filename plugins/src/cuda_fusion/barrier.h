@@ -17,7 +17,8 @@ PT_HOST_DEVICE bool meet_peers(const Channel& channel, Team& team, Waiter<Memory
                                uint32_t epoch) {
   team.sync();  // the stores of the whole block come before the flags
   const uint64_t mine = Layout::signal(phase, team.block(), channel.rank);
-  for (uint32_t peer = team.thread(); peer < channel.size; peer += team.size()) {
+  // A block that gave up left work undone: peers must not take its flag for done, they will see the abort.
+  for (uint32_t peer = team.thread(); peer < channel.size && waiter.alive(); peer += team.size()) {
     Memory::store_release(channel.at<uint32_t>(peer, mine), epoch);
   }
   waiter.restart();
