@@ -91,6 +91,20 @@ void descriptors_arrive_and_lead_to_the_senders_memory() {
   });
 }
 
+void one_rank_may_be_the_only_one_to_give() {
+  constexpr int kSize = 3;
+  as_ranks(kSize, [](int rank, const Exchange& exchange) {
+    const UniqueFd own(rank == 0 ? ::memfd_create("pt-test", MFD_CLOEXEC) : -1);
+    const int written = 77;
+    if (rank == 0) CHECK(::pwrite(own.get(), &written, sizeof(written), 0) == sizeof(written));
+    const std::vector<UniqueFd> fds = exchange_fds(rank, kSize, own.get(), exchange, 20.0);
+    int found = 0;
+    for (int peer = 0; peer < kSize; ++peer) CHECK(fds[static_cast<size_t>(peer)].valid() == (peer == 0 && rank != 0));
+    if (rank != 0) CHECK(::pread(fds[0].get(), &found, sizeof(found), 0) == sizeof(found) && found == written);
+    exchange.barrier();
+  });
+}
+
 void one_ranks_failure_is_everybodys() {
   as_ranks(3, [](int rank, const Exchange& exchange) {
     const Error error = testing::caught([&] {
@@ -125,6 +139,7 @@ void the_choice_depends_on_what_all_ranks_know() {
 
 int main() {
   descriptors_arrive_and_lead_to_the_senders_memory();
+  one_rank_may_be_the_only_one_to_give();
   one_ranks_failure_is_everybodys();
   the_choice_depends_on_what_all_ranks_know();
 }

@@ -126,14 +126,18 @@ std::vector<UniqueFd> exchange_fds(int rank, int size, int fd, const Exchange& e
     if (::listen(listener.get(), size) != 0) fail_system("listen");
   });
   const std::vector<Address> addresses = exchange.all_gather(own);
+  const std::vector<char> senders = exchange.all_gather(static_cast<char>(fd >= 0));
   std::vector<UniqueFd> received(static_cast<size_t>(size));
   exchange.together([&] {
     const auto deadline = Clock::now() + std::chrono::duration_cast<Clock::duration>(
                                              std::chrono::duration<double>(timeout_s > 0 ? timeout_s : 60.0));
+    int expected = 0;
     for (int peer = 0; peer < size; ++peer) {
-      if (peer != rank) send_fd(addresses[static_cast<size_t>(peer)], rank, fd);
+      if (peer == rank) continue;
+      if (fd >= 0) send_fd(addresses[static_cast<size_t>(peer)], rank, fd);
+      if (senders[static_cast<size_t>(peer)] != 0) ++expected;
     }
-    for (int count = 1; count < size; ++count) {
+    for (int count = 0; count < expected; ++count) {
       auto [sender, descriptor] = receive_fd(listener.get(), deadline);
       if (sender < 0 || sender >= size || sender == rank || received[static_cast<size_t>(sender)].valid()) {
         throw Error(PT_SYSTEM_ERROR, format_text("cuda_fusion: open: a descriptor came from rank %d", sender));

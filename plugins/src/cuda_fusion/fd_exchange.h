@@ -9,8 +9,9 @@
 
 namespace pt::cuda_fusion {
 
-// Everybody's descriptor in rank order, valid in this process; the own place is empty. Collective: throws on all ranks
-// or on none. Only processes of the same user are talked to.
+// The descriptors of all ranks that have one to give (`fd` is not -1), in rank order, valid in this process; the other
+// places and the own one are empty. Collective: throws on all ranks or on none. Only processes of the same user are
+// talked to.
 std::vector<UniqueFd> exchange_fds(int rank, int size, int fd, const Exchange& exchange, double timeout_s);
 
 }  // namespace pt::cuda_fusion
