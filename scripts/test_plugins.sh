@@ -15,7 +15,8 @@ if command -v nvcc > /dev/null; then
   # The library for every target, the check program for one; a kernel that spills registers fails the build.
   cmake -S plugins -B build/plugins-cuda -G Ninja -DCMAKE_BUILD_TYPE=Release -DPT_ENABLE_CUDA=ON -DPT_BUILD_TESTS=ON \
     -DPT_CUDA_ARCHITECTURES="80;90a;100" > /dev/null
-  cmake --build build/plugins-cuda --parallel 2 --target pt_cuda_fusion gpu_check
+  cmake --build build/plugins-cuda --parallel 2 --target pt_cuda_fusion gpu_check test_multicast
+  ctest --test-dir build/plugins-cuda --output-on-failure -R test_multicast
 else
   echo "test_plugins: the CUDA part was not compiled: there is no nvcc in PATH"
 fi

@@ -10,7 +10,9 @@
 #include <vector>
 
 #include "check.h"
+#include "cuda_fusion/host_multimem.h"
 #include "cuda_fusion/host_team.h"
+#include "cuda_fusion/nvls.h"
 #include "cuda_fusion/one_shot.h"
 #include "cuda_fusion/plan.h"
 #include "cuda_fusion/pull.h"
@@ -37,6 +39,16 @@ struct DelayedMemory : HostMemory {
   static void store_release(uint32_t* to, uint32_t value) { delay(), HostMemory::store_release(to, value); }
 };
 
+struct DelayedMultimem : HostMultimem {
+  template <typename Type>
+  static Vector sum(const Channel& channel, uint64_t at) {
+    return DelayedMemory::delay(), HostMultimem::sum<Type>(channel, at);
+  }
+  static void store(const Channel& channel, uint64_t at, const Vector& v) {
+    DelayedMemory::delay(), HostMultimem::store(channel, at, v);
+  }
+};
+
 struct FreeBytes {
   void operator()(std::byte* bytes) const { ::operator delete[](bytes, std::align_val_t{kLineBytes}); }
 };
@@ -54,6 +66,8 @@ class FusionWorld {
       fill_head(memory_.back().get(), layout, static_cast<uint32_t>(rank));
       auto* inboxes = reinterpret_cast<Vector*>(memory_.back().get() + Layout::inboxes());
       for (size_t i = 0; i < layout.inbox_vectors(); ++i) inboxes[i] = filled(kSentinel);
+      replicas_.emplace_back(layout.staging_bytes / sizeof(Vector), filled(0x7FC07FC0u));  // NaN: not to be used
+      multicast_.of[rank] = replicas_.back().data();
     }
     for (int rank = 0; rank < size; ++rank) {
       Channel& channel = channels_[static_cast<size_t>(rank)];
@@ -61,6 +75,8 @@ class FusionWorld {
       for (int peer = 0; peer < size; ++peer) {
         channel.workspaces[peer] = reinterpret_cast<unsigned char*>(memory_[static_cast<size_t>(peer)].get());
       }
+      channel.replica = multicast_.of[rank];
+      channel.multicast = &multicast_;
       channel.control = &controls_[static_cast<size_t>(rank)];
       channel.record = &records_[static_cast<size_t>(rank)];
       channel.layout = layout;
@@ -112,6 +128,8 @@ class FusionWorld {
   std::vector<Control> controls_;
   std::vector<Record> records_;
   std::vector<Bytes> memory_;
+  std::vector<std::vector<Vector>> replicas_;
+  HostReplicas multicast_ = {};
 };
 
 template <typename Memory, typename Payload, int kRanks>
@@ -123,6 +141,8 @@ void run_protocol(Algorithm algorithm, const Channel& channel, const Call& call,
       return Pull<Memory, Payload>::run(channel, call, team);
     case Algorithm::kTwoShot:
       return TwoShot<Memory, Payload, kRanks>::run(channel, call, team);
+    case Algorithm::kNvls:
+      return Nvls<Memory, DelayedMultimem, typename Payload::Type>::run(channel, call, team);
     default:
       CHECK(false);
   }

@@ -103,11 +103,12 @@ void absent_rank_is_named(Algorithm algorithm) {
   CHECK(world.channel(2).header(2)->abort != 0);  // and the absent one will know when it comes
 }
 
-// Rank 2 signals its message by hand, or does so to rank 1 alone, and is never seen again.
+// Rank 2 stages its message and signals it by hand, or does so to rank 1 alone, and is never seen again.
 template <typename Protocol>
 class Vanished {
  public:
   explicit Vanished(bool at_all) : world_(3, 1, 2, {3, 4096, 8192}, 0.2) {
+    std::fill_n(world_.channel(2).replica, kVectors, filled(0));
     world_.run([&](int rank, HostTeam& team, const auto& kernel_boundary) {
       if (kernel_boundary()) calls_[rank] = messages_[rank].call(rank);
       if (rank == 2 && kernel_boundary()) {
@@ -178,17 +179,21 @@ void memory_without_a_header_is_not_waited_for() {
 
 }  // namespace
 
-int main(int argc, char**) {
+int main(int argc, char** argv) {
   if (argc > 1) {  // under ThreadSanitizer only
-    good_calls<Pull<RelaxedFlags, Plain<Type>>>(50);
+    if (std::strcmp(argv[1], "nvls") == 0) good_calls<Nvls<RelaxedFlags, HostMultimem, Type>>(50);
+    if (std::strcmp(argv[1], "pull") == 0) good_calls<Pull<RelaxedFlags, Plain<Type>>>(50);
     return 0;
   }
   three_generations_survive_a_slow_clear_and_two_do_not();
   absent_rank_is_named<OneShot<HostMemory, Plain<Type>, 4>>(Algorithm::kOneShot);
   absent_rank_is_named<Pull<HostMemory, Plain<Type>>>(Algorithm::kPull);
   absent_rank_is_named<TwoShot<HostMemory, Plain<Type>, 0>>(Algorithm::kTwoShot);
+  absent_rank_is_named<Nvls<HostMemory, HostMultimem, Type>>(Algorithm::kNvls);
   rank_that_vanishes_between_two_meetings_is_named<TwoShot<HostMemory, Plain<Type>, 0>>();
+  rank_that_vanishes_between_two_meetings_is_named<Nvls<HostMemory, HostMultimem, Type>>();
   work_that_was_given_up_is_not_taken_for_done<TwoShot<HostMemory, Plain<Type>, 0>>();
+  work_that_was_given_up_is_not_taken_for_done<Nvls<HostMemory, HostMultimem, Type>>();
   host_can_abort_a_waiting_rank();
   memory_without_a_header_is_not_waited_for();
 }

@@ -3,72 +3,16 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 
-#include <condition_variable>
-#include <mutex>
-
 #include "check.h"
 #include "cuda_fusion/fd_exchange.h"
 #include "cuda_fusion/limits.h"
+#include "fusion_ranks.h"
 
 using namespace pt;
 using namespace pt::cuda_fusion;
+using pt::testing::as_ranks;
 
 namespace {
-
-class Meeting {
- public:
-  explicit Meeting(size_t size) : size_(size) {}
-  void all_gather(size_t rank, const void* send, void* receive, size_t bytes) {
-    std::unique_lock lock(mutex_);
-    room_.resize(bytes * size_);
-    std::memcpy(room_.data() + bytes * rank, send, bytes);
-    wait(lock);
-    std::memcpy(receive, room_.data(), bytes * size_);
-    wait(lock);
-  }
-
- private:
-  void wait(std::unique_lock<std::mutex>& lock) {
-    const int round = round_;
-    if (++arrived_ == size_) {
-      arrived_ = 0;
-      ++round_;
-      all_here_.notify_all();
-      return;
-    }
-    all_here_.wait(lock, [&] { return round_ != round; });
-  }
-  size_t size_;
-  size_t arrived_ = 0;
-  int round_ = 0;
-  std::vector<char> room_;
-  std::mutex mutex_;
-  std::condition_variable all_here_;
-};
-
-struct Seat {
-  Meeting* meeting;
-  size_t rank;
-};
-
-int gather(void* context, const void* send, void* receive, size_t bytes) {
-  const Seat* seat = static_cast<Seat*>(context);
-  seat->meeting->all_gather(seat->rank, send, receive, bytes);
-  return 0;
-}
-
-template <typename Body>
-void as_ranks(int size, const Body& body) {
-  Meeting meeting(static_cast<size_t>(size));
-  std::vector<std::thread> threads;
-  for (int rank = 0; rank < size; ++rank) {
-    threads.emplace_back([&, rank] {
-      Seat seat = {&meeting, static_cast<size_t>(rank)};
-      body(rank, Exchange(gather, &seat, size));
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
-}
 
 void descriptors_arrive_and_lead_to_the_senders_memory() {
   constexpr int kSize = 4;
@@ -135,6 +79,19 @@ void the_choice_depends_on_what_all_ranks_know() {
   CHECK(select_algorithm({2, 8192, 4096, false, false, false, false}, two) == Algorithm::kPull);
 }
 
+void nvls_is_never_chosen() {
+  for (const int size : {1, 2, 3, 4, 8, 16}) {
+    const Limits limits = Limits::defaults(size);
+    for (size_t bytes = 16; bytes <= size_t{1} << 32; bytes *= 2) {
+      for (int flags = 0; flags < 16; ++flags) {
+        const Selection s = {
+            size, bytes, limits.one_shot, (flags & 1) != 0, (flags & 2) != 0, (flags & 4) != 0, (flags & 8) != 0};
+        CHECK(select_algorithm(s, limits) != Algorithm::kNvls);
+      }
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -142,4 +99,5 @@ int main() {
   one_rank_may_be_the_only_one_to_give();
   one_ranks_failure_is_everybodys();
   the_choice_depends_on_what_all_ranks_know();
+  nvls_is_never_chosen();
 }

@@ -29,7 +29,8 @@ Case draw(unsigned call) {
   std::mt19937 random(call * 7919 + 1);
   const uint64_t hiddens[] = {8, 40, 64, 200, 33};  // 33: rows that end inside a vector
   Case drawn = {};
-  drawn.algorithm = static_cast<Algorithm>(random() % 3);
+  constexpr Algorithm kAll[] = {Algorithm::kOneShot, Algorithm::kPull, Algorithm::kTwoShot, Algorithm::kNvls};
+  drawn.algorithm = kAll[random() % std::size(kAll)];
   drawn.hidden = hiddens[random() % std::size(hiddens)];
   drawn.tokens = 1 + random() % (drawn.algorithm == Algorithm::kOneShot ? 6 : 24);
   drawn.num_gammas = static_cast<uint32_t>(random() % 3);
@@ -71,7 +72,7 @@ Plan prepare(Tensors& t, const Case& drawn, int dtype, int rank, unsigned call, 
   a.num_gammas = drawn.num_gammas;
   a.gamma_dtype = PT_FLOAT32;
   a.eps = 1e-5f;
-  return make_plan(a, layout, Limits::defaults(static_cast<int>(layout.size)), false);
+  return make_plan(a, layout, Limits::defaults(static_cast<int>(layout.size)), false, true);
 }
 
 // Sums of these inputs are exact in float32: any order would do, and only the sign of a zero is not compared.

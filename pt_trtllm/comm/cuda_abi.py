@@ -10,10 +10,10 @@ from pt_trtllm import env, native
 from pt_trtllm.errors import CommunicationError
 
 LIBRARY_NAME = "libpt_cuda_fusion.so"
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 PROVIDERS = {"host_threads": 0, "same_process": 1, "cuda_ipc": 2, "vmm": 3}
-ALGORITHMS = {"encode_once": -2, "auto": -1, "one_shot": 0, "pull": 1, "two_shot": 2, "nccl": 3}
+ALGORITHMS = {"encode_once": -2, "auto": -1, "one_shot": 0, "pull": 1, "two_shot": 2, "nccl": 3, "nvls": 4}
 REDUCTIONS = {"mean": 0, "sum": 1}
 
 AllGather = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
@@ -34,6 +34,7 @@ class Config(ctypes.Structure):
         ("timeout_s", ctypes.c_double),
         ("use_nccl", ctypes.c_int32),
         ("strict_order", ctypes.c_int32),
+        ("use_nvls", ctypes.c_int32),
     )
 
 

@@ -45,8 +45,12 @@ class CudaFusion:
         staging_bytes: int = 0,
         use_nccl: bool = True,
         strict_order: bool = False,
+        use_nvls: bool = False,
     ) -> None:
-        """Collective. Zero sizes take the defaults for `size` ranks; all but `rank` and `device` are equal on all."""
+        """Collective. Zero sizes take the defaults for `size` ranks; all but `rank` and `device` are equal on all.
+
+        `use_nvls` makes the multicast memory that algorithm "nvls" needs, and fails on all ranks where one has none.
+        """
         if provider not in PROVIDERS:
             raise CommunicationError(f"provider is {provider!r}, expected one of {', '.join(PROVIDERS)}")
         self._library = load_library()
@@ -69,6 +73,7 @@ class CudaFusion:
             timeout_s=timeout_s,
             use_nccl=use_nccl,
             strict_order=strict_order,
+            use_nvls=use_nvls,
         )
         pointer = ctypes.c_void_p()
         self._finish(
@@ -98,6 +103,9 @@ class CudaFusion:
         pull, by size), twice by "two_shot", with the bits of `ShmGroup.fuse`; "auto" rounds large messages of three
         ranks and more twice. `coding.delta` needs the mean and a residual, the same on all ranks: x - residual travels,
         h is the mean of x.
+
+        Algorithm "nvls" is never chosen by "auto": the switch adds, so all ranks get the same bits, but the same call
+        may give others the next time.
         """
         if algorithm == "auto":
             algorithm = {"auto": "auto", "one_shot": "encode_once", "two_shot": "two_shot"}[coding.algorithm]

@@ -72,6 +72,50 @@ def test_every_algorithm_gives_the_bits_of_a_sum_in_rank_order(size: int, algori
             torch.testing.assert_close(result, want, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("size", [2, 4, 8])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_nvls_gives_all_ranks_the_same_bits_of_a_sum_that_the_switch_rounds(size: int, dtype: torch.dtype) -> None:
+    """Here the switch is emulated: in rank order, rounded to nearest. So only the residual sees a second rounding."""
+    shapes = ((1, 8), (5, 40), (3, 33), (17, 512))
+    gamma = torch.linspace(0.5, 1.5, 512)
+
+    def body(channel: CudaFusion) -> list[torch.Tensor]:
+        results = [
+            channel.fuse(inputs(channel.rank, dtype, *shape), op=op, algorithm="nvls")[0]
+            for shape in shapes
+            for op in ("mean", "sum")
+        ]
+        x, residual = inputs(channel.rank, dtype, 17, 512), inputs(99 + channel.rank, dtype, 17, 512)
+        h, normed = channel.fuse(x, residual=residual, gamma=gamma, algorithm="nvls")
+        mean = reference(size, dtype, "mean", (17, 512))
+        torch.testing.assert_close(h, (mean.float() + residual.float()).to(dtype), rtol=0, atol=0)
+        assert normed is not None
+        want = torch.nn.functional.rms_norm(h.float(), (512,), gamma, 1e-5).to(dtype)
+        torch.testing.assert_close(normed, want, rtol=4 * torch.finfo(dtype).eps, atol=0)
+        return results
+
+    everyone = run_ranks(size, body, staging_bytes=16384, use_nvls=True)
+    expected = [reference(size, dtype, op, shape) for shape in shapes for op in ("mean", "sum")]
+    for results in everyone:
+        for result, want in zip(results, expected, strict=True):
+            torch.testing.assert_close(result, want, rtol=0, atol=0)
+
+
+def test_nvls_has_to_be_prepared_and_has_no_coded_form() -> None:
+    def refused(use_nvls: bool, message: str, **arguments: Any) -> None:
+        def body(channel: CudaFusion) -> None:
+            with pytest.raises(CommunicationError, match=message):
+                channel.fuse(torch.ones(2, 8), algorithm="nvls", **arguments)
+            assert torch.equal(channel.fuse(torch.ones(2, 8))[0], torch.ones(2, 8))
+
+        run_ranks(2, body, use_nvls=use_nvls)
+
+    refused(False, "opened without use_nvls")
+    refused(True, "no coded form", coding=Coding(codec="int8"))
+    with pytest.raises(CommunicationError, match="use_nvls is set, and size is 1, expected at least 2"):
+        run_ranks(1, lambda channel: None, use_nvls=True)
+
+
 def test_the_processors_own_collective_gives_the_same_bits() -> None:
     """The CPU library and the protocols of the GPU: one contract."""
     groups = [ShmGroup.create(size=2)]
@@ -233,6 +277,7 @@ def test_a_failing_exchange_is_raised_as_it_was() -> None:
         ({"x": torch.ones(2, 8), "gamma": torch.ones(4)}, "gamma is"),
         ({"x": torch.ones(2, 8), "algorithm": "nccl", "coding": Coding(codec="int8")}, "has no coded form"),
         ({"x": torch.ones(2, 8), "coding": Coding(codec="int8", delta=True)}, "a mean and a residual"),
+        ({"x": torch.ones(2, 8), "algorithm": "nvls"}, "nvls needs at least 2 ranks, this channel has 1"),
         ({"x": torch.ones(2, 8), "algorithm": "nccl"}, "not every rank has libnccl"),
         ({"x": torch.ones(2, 8), "algorithm": "two_shot", "residual": torch.ones(2, 8)}, "use pull"),
         ({"x": torch.ones(1, 1 << 20), "gamma": torch.ones(1 << 20)}, "a row takes 4194304 bytes of staging memory"),

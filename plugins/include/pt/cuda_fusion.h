@@ -10,9 +10,9 @@
  * stream order: never to two streams at once, never to two execution contexts.
  *
  * Arithmetic: that of pt/track_fusion.h, so h has the same bits on every rank, by every algorithm, and on the CPU, but
- * for the sign of a zero; with a codec that of pt/codecs.h, where algorithms differ in how often they round. The
- * squares of a row are added in another shape than on the CPU: norms agree with it to one rounding of their type (2^-20
- * in float32), and with each other to the bit.
+ * for the sign of a zero; with a codec that of pt/codecs.h, where algorithms differ in how often they round.
+ * PT_FUSION_NVLS alone promises less, see there. The squares of a row are added in another shape than on the CPU: norms
+ * agree with it to one rounding of their type (2^-20 in float32), and with each other to the bit.
  *
  * A wait that exceeds the time limit ends the channel on all ranks: outputs become zeros, and the next call here
  * reports who waited for whom. Nothing hangs silently.
@@ -29,7 +29,7 @@
 extern "C" {
 #endif
 
-#define PT_CUDA_FUSION_ABI_VERSION 2
+#define PT_CUDA_FUSION_ABI_VERSION 3
 #define PT_CUDA_FUSION_MAX_RANKS 16
 
 typedef struct pt_cuda_fusion pt_cuda_fusion;
@@ -44,14 +44,17 @@ typedef enum pt_cuda_fusion_provider {
 } pt_cuda_fusion_provider;
 
 /* PT_FUSION_AUTO chooses from size and number of ranks. PT_FUSION_ENCODE_ONCE does so, too, but leaves out what encodes
- * a message twice (two-shot with a codec). The others are for tests and measurements. */
+ * a message twice (two-shot with a codec). The others are for tests and measurements, but for PT_FUSION_NVLS, which is
+ * never chosen. Its sums are made by the NVLink switch, in an order and precision of its own: all ranks get the same
+ * bits, and the same call again may give others. Needs use_nvls, 2 ranks or more, no codec. */
 typedef enum pt_cuda_fusion_algorithm {
   PT_FUSION_ENCODE_ONCE = -2,
   PT_FUSION_AUTO = -1,
   PT_FUSION_ONE_SHOT = 0,
   PT_FUSION_PULL = 1,
   PT_FUSION_TWO_SHOT = 2,
-  PT_FUSION_NCCL = 3
+  PT_FUSION_NCCL = 3,
+  PT_FUSION_NVLS = 4
 } pt_cuda_fusion_algorithm;
 
 /* The same on all ranks but for `rank` and `device`. Zero takes the default. */
@@ -61,14 +64,16 @@ typedef struct pt_cuda_fusion_config {
   int32_t rank;
   int32_t provider;
   int32_t device;          /* CUDA device ordinal; -1: the current one */
-  uint32_t num_blocks;     /* of pull and two-shot, up to 64; all must fit on the device at once. Default 32 */
+  uint32_t num_blocks;     /* of all but one-shot, up to 64; all must fit on the device at once. Default 32 */
   uint64_t one_shot_bytes; /* largest message of one rank in one piece; default from the number of ranks */
   uint64_t pull_bytes;     /* up to here everybody reads everything; default from the number of ranks */
   uint64_t two_shot_bytes; /* up to here two-shot, NCCL above; default from the number of ranks */
-  uint64_t staging_bytes;  /* room of pull and two-shot, longer messages go in pieces. Default 16 MiB */
+  uint64_t staging_bytes;  /* room of all but one-shot, longer messages go in pieces. Default 16 MiB */
   double timeout_s;        /* of one wait; default 10. Negative: no limit */
   int32_t use_nccl;        /* look for libnccl.so.2; used when every rank has it */
   int32_t strict_order;    /* system-scope fences that the one-shot protocol does not need on known hardware */
+  int32_t use_nvls;        /* multicast memory of staging_bytes, for PT_FUSION_NVLS; a GPU for each rank. Opening fails
+                            * on all ranks where one has none; on PT_FUSION_HOST_THREADS it is emulated */
 } pt_cuda_fusion_config;
 
 /* recv = [size][bytes]: what every rank sent, in rank order. Called by all ranks equally often. 0: done. */

@@ -55,6 +55,7 @@ struct Settings {
     double timeout_s;
     bool use_nccl;
     bool strict_order;
+    bool use_nvls;
   } common;
 };
 

@@ -9,6 +9,8 @@ namespace pt::cuda_fusion {
 // One rank's end. Plain data: kernels get it by value.
 struct Channel {
   unsigned char* workspaces[kMaxRanks];  // of all ranks, own included, as this rank addresses them
+  Vector* replica;                       // own copy of the multicast memory; null: the channel has none
+  void* multicast;                       // of all copies at once, for multimem instructions: see nvls.h
   Control* control;
   Record* record;
   Layout layout;
@@ -43,7 +45,7 @@ struct Call {
   uint32_t slice_elements;  // of two-shot: what a rank owns of a row
   uint32_t slice_vectors;   // the same in transit, where a slice is a row of its own
   uint32_t num_gammas;
-  uint64_t piece_rows;  // of pull and two-shot: what one pass over the staging memory carries
+  uint64_t piece_rows;  // of pull, two-shot and nvls: what one pass over the staging memory carries
   uint32_t num_pieces;
   float scale;
   float eps;

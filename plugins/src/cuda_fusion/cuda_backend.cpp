@@ -4,6 +4,7 @@
 
 #include "cuda_fusion/cuda_check.h"
 #include "cuda_fusion/launch.h"
+#include "cuda_fusion/multicast.h"
 #include "cuda_fusion/nccl.h"
 #include "cuda_fusion/providers.h"
 #include "cuda_fusion/workspace.h"
@@ -50,6 +51,7 @@ class CudaBackend : public Backend {
     memory_ = open_memory(settings, exchange);
     exchange.together([&] { prepare(); });
     probe(exchange);
+    if (settings.common.use_nvls) open_multicast(exchange);
     const std::vector<char> found = exchange.all_gather(static_cast<char>(settings.common.use_nccl && nccl_found()));
     if (settings.common.size > 1 && std::all_of(found.begin(), found.end(), [](char has) { return has != 0; })) {
       nccl_ =
@@ -68,8 +70,7 @@ class CudaBackend : public Backend {
     const DeviceScope scope(device_);
     auto* const on = static_cast<cudaStream_t>(stream);
     if (plan.algorithm == Algorithm::kNccl) return nccl_->launch(plan, dtype, on);
-    // Pull and two-shot blocks wait for blocks of the same number: the grid is that of all ranks. One-shot blocks wait
-    // for messages only.
+    // Blocks wait for blocks of the same number: the grid is that of all ranks. One-shot blocks wait for messages only.
     const uint32_t num_blocks =
         plan.algorithm == Algorithm::kOneShot
             ? static_cast<uint32_t>(std::min<uint64_t>(plan.call.rows, static_cast<uint64_t>(num_multiprocessors_)))
@@ -87,6 +88,7 @@ class CudaBackend : public Backend {
     const DeviceScope scope(device_);
     const cudaError_t error = cudaDeviceSynchronize();
     nccl_.reset();
+    if (multicast_ != nullptr) multicast_->unmap();
     memory_->unmap_peers();
     check_cuda(error, "waiting for the last kernels");
   }
@@ -143,6 +145,48 @@ class CudaBackend : public Backend {
     });
   }
 
+  void open_multicast(const Exchange& exchange) {
+    exchange.together([&] {
+      int target = 0;
+      PT_CUDA(nvls_target(&target));
+      if (target >= 90) return;
+      throw Error(PT_UNSUPPORTED,
+                  format_text("cuda_fusion: open: use_nvls is set, and this library's kernels for device "
+                              "%d were compiled for sm_%d; expected a GPU of sm_90 or newer and its "
+                              "target in PT_CUDA_ARCHITECTURES",
+                              device_, target));
+    });
+    multicast_ = std::make_unique<Multicast>(settings_, device_, exchange);
+    channel_.replica = multicast_->replica();
+    channel_.multicast = multicast_->address();
+    probe_multicast(exchange);
+  }
+
+  // Has the switch add and store a vector for every rank, and looks at what comes out.
+  void probe_multicast(const Exchange& exchange) {
+    const size_t bytes = (1 + channel_.size) * sizeof(Vector);
+    std::vector<float> words(bytes / sizeof(float), -1.0f);
+    exchange.together([&] {
+      std::fill_n(words.begin(), 4, static_cast<float>(channel_.rank + 1));
+      PT_CUDA(cudaMemcpy(channel_.replica, words.data(), bytes, cudaMemcpyHostToDevice));
+    });
+    exchange.together([&] {
+      PT_CUDA(launch_multicast_probe(channel_, private_stream_));
+      PT_CUDA(cudaStreamSynchronize(private_stream_));
+    });
+    exchange.together([&] {
+      PT_CUDA(cudaMemcpy(words.data(), channel_.replica, bytes, cudaMemcpyDeviceToHost));
+      const auto expected = static_cast<float>(channel_.size * (channel_.size + 1) / 2);
+      for (size_t i = 4; i < words.size(); ++i) {
+        if (words[i] == expected) continue;
+        throw Error(PT_UNSUPPORTED, format_text("cuda_fusion: open: the switch gave rank %u the sum %g by way of rank "
+                                                "%zu, expected %g; multicast memory does not work on this machine",
+                                                channel_.rank, static_cast<double>(words[i]), i / 4 - 1,
+                                                static_cast<double>(expected)));
+      }
+    });
+  }
+
   Settings settings_;
   int device_ = 0;
   int num_multiprocessors_ = 0;
@@ -150,6 +194,7 @@ class CudaBackend : public Backend {
   std::unique_ptr<Record, FreePinned> record_;
   DevicePointer<Control> control_;
   std::unique_ptr<PeerMemory> memory_;
+  std::unique_ptr<Multicast> multicast_;
   std::unique_ptr<Nccl> nccl_;
   Channel channel_ = {};
 };

@@ -16,11 +16,16 @@ void look_up(void* library, const char* name, Function& function) {
   }
 }
 
-Driver load() {
+void* open_library() {
   void* library = ::dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);  // stays loaded, as the runtime keeps it anyway
   if (library == nullptr) {
     throw Error(PT_UNSUPPORTED, format_text("cuda_fusion: no NVIDIA driver: %s", ::dlerror()));
   }
+  return library;
+}
+
+Driver load() {
+  void* library = open_library();
   Driver driver = {};
   look_up(library, "cuGetErrorString", driver.get_error_string);
   look_up(library, "cuMemGetAllocationGranularity", driver.get_granularity);
@@ -36,10 +41,29 @@ Driver load() {
   return driver;
 }
 
+MulticastDriver load_multicast() {
+  void* library = open_library();
+  MulticastDriver driver = {};
+  look_up(library, "cuDeviceGet", driver.device);
+  look_up(library, "cuDeviceGetAttribute", driver.attribute);
+  look_up(library, "cuDeviceGetPCIBusId", driver.bus_id);
+  look_up(library, "cuMulticastGetGranularity", driver.get_granularity);
+  look_up(library, "cuMulticastCreate", driver.create);
+  look_up(library, "cuMulticastAddDevice", driver.add_device);
+  look_up(library, "cuMulticastBindMem", driver.bind);
+  look_up(library, "cuMulticastUnbind", driver.unbind);
+  return driver;
+}
+
 }  // namespace
 
 const Driver& Driver::get() {
   static const Driver driver = load();  // tried again by the next call when it throws
+  return driver;
+}
+
+const MulticastDriver& MulticastDriver::get() {
+  static const MulticastDriver driver = load_multicast();
   return driver;
 }
 

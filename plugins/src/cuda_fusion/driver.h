@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The driver's virtual memory calls, looked up at run time: the library loads on machines without a driver.
+// The driver's virtual memory and multicast calls, looked up at run time: the library loads on machines without a
+// driver.
 #pragma once
 
 #include <cuda.h>
@@ -22,6 +23,21 @@ struct Driver {
   // Throws when there is no driver, or one without these calls.
   static const Driver& get();
   void check(CUresult result, const char* what) const;
+};
+
+// Of drivers from CUDA 12.1 on.
+struct MulticastDriver {
+  decltype(&::cuDeviceGet) device;
+  decltype(&::cuDeviceGetAttribute) attribute;
+  decltype(&::cuDeviceGetPCIBusId) bus_id;
+  decltype(&::cuMulticastGetGranularity) get_granularity;
+  decltype(&::cuMulticastCreate) create;
+  decltype(&::cuMulticastAddDevice) add_device;
+  decltype(&::cuMulticastBindMem) bind;
+  decltype(&::cuMulticastUnbind) unbind;
+
+  // Throws as Driver::get does.
+  static const MulticastDriver& get();
 };
 
 }  // namespace pt::cuda_fusion

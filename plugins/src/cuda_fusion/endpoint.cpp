@@ -30,13 +30,15 @@ bool same(const Settings::Common& a, const Settings::Common& b) {
   return a.size == b.size && a.provider == b.provider && a.num_blocks == b.num_blocks &&
          a.limits.one_shot == b.limits.one_shot && a.limits.pull == b.limits.pull &&
          a.limits.two_shot == b.limits.two_shot && a.layout.staging_bytes == b.layout.staging_bytes &&
-         a.timeout_s == b.timeout_s && a.use_nccl == b.use_nccl && a.strict_order == b.strict_order;
+         a.timeout_s == b.timeout_s && a.use_nccl == b.use_nccl && a.strict_order == b.strict_order &&
+         a.use_nvls == b.use_nvls;
 }
 
 const char* phase_text(Algorithm algorithm, Phase phase) {
   if (algorithm == Algorithm::kOneShot) return "its message";
   if (algorithm == Algorithm::kPull) return "its staged message";
-  return phase == Phase::kFirst ? "its slices" : "its sums";
+  if (phase == Phase::kSecond) return "its sums";
+  return algorithm == Algorithm::kNvls ? "its staged message" : "its slices";
 }
 
 }  // namespace
@@ -52,6 +54,7 @@ Settings resolve(const pt_cuda_fusion_config& c) {
   PT_FUSION_REQUIRE(c.num_blocks <= kMaxBlocks, "open: num_blocks is %u, expected up to %d", c.num_blocks, kMaxBlocks);
   PT_FUSION_REQUIRE(std::isfinite(c.timeout_s) && c.timeout_s < 1e6,
                     "open: timeout_s is %g, expected a number of seconds", c.timeout_s);
+  PT_FUSION_REQUIRE(c.use_nvls == 0 || c.size > 1, "open: use_nvls is set, and size is 1, expected at least 2");
   const Limits defaults = Limits::defaults(c.size);
   Settings settings = {};
   settings.rank = c.rank;
@@ -68,6 +71,7 @@ Settings resolve(const pt_cuda_fusion_config& c) {
   settings.common.timeout_s = c.timeout_s == 0 ? kDefaultTimeout : c.timeout_s < 0 ? 0 : c.timeout_s;
   settings.common.use_nccl = c.use_nccl != 0;
   settings.common.strict_order = c.strict_order != 0;
+  settings.common.use_nvls = c.use_nvls != 0;
   return settings;
 }
 
@@ -102,7 +106,8 @@ Endpoint::Endpoint(const pt_cuda_fusion_config& config, pt_cuda_fusion_all_gathe
 }
 
 Plan Endpoint::plan(const pt_cuda_fusion_arguments& arguments) const {
-  return make_plan(arguments, settings_.common.layout, settings_.common.limits, backend_->has_nccl());
+  return make_plan(arguments, settings_.common.layout, settings_.common.limits, backend_->has_nccl(),
+                   settings_.common.use_nvls);
 }
 
 Algorithm Endpoint::algorithm_for(const pt_cuda_fusion_arguments& arguments) const { return plan(arguments).algorithm; }

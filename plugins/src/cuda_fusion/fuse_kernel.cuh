@@ -14,6 +14,8 @@ using FuseKernel = void (*)(Channel, Call);
 
 // One-shot, pull or two-shot with a codec other than PT_CODEC_NONE.
 FuseKernel coded_kernel(int codec, int dtype, Algorithm algorithm);
+// Compiled to a trap for targets before sm_90.
+FuseKernel nvls_kernel(int dtype);
 
 namespace {
 

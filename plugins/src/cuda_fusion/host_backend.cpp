@@ -2,12 +2,15 @@
 // Ranks as threads of one process, on host memory: each call runs the device's protocol on the calling thread.
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "codecs/layout.h"
 #include "cuda_fusion/backend.h"
 #include "cuda_fusion/host_coder.h"
+#include "cuda_fusion/host_multimem.h"
 #include "cuda_fusion/host_team.h"
+#include "cuda_fusion/nvls.h"
 #include "cuda_fusion/one_shot.h"
 #include "cuda_fusion/pull.h"
 #include "cuda_fusion/two_shot.h"
@@ -53,12 +56,33 @@ class HostMemoryOfPeers : public PeerMemory {
   unsigned char* own_;
 };
 
+// Stands for multicast memory.
+class HostMulticast {
+ public:
+  HostMulticast(const Settings& settings, const Exchange& exchange) {
+    exchange.together([&] { own_.resize(settings.common.layout.staging_bytes / sizeof(Vector)); });
+    const std::vector<Vector*> replicas = exchange.all_gather(own_.data());
+    std::copy(replicas.begin(), replicas.end(), replicas_.of);
+  }
+  Vector* replica() { return own_.data(); }
+  HostReplicas* address() { return &replicas_; }
+
+ private:
+  std::vector<Vector> own_;
+  HostReplicas replicas_ = {};
+};
+
 class HostBackend : public Backend {
  public:
   HostBackend(const Settings& settings, const Exchange& exchange)
       : memory_(settings, exchange),
         control_(first_control()),
-        channel_(make_channel(settings, memory_, &control_, &record_)) {}
+        channel_(make_channel(settings, memory_, &control_, &record_)) {
+    if (!settings.common.use_nvls) return;
+    multicast_ = std::make_unique<HostMulticast>(settings, exchange);
+    channel_.replica = multicast_->replica();
+    channel_.multicast = multicast_->address();
+  }
 
   const Record& record() const override { return record_; }
   bool has_nccl() const override { return false; }
@@ -87,6 +111,7 @@ class HostBackend : public Backend {
   void run(const Plan& plan) {
     HostBlock block(1);
     HostTeam team(block, 0, 0, 1);
+    if (plan.algorithm == Algorithm::kNvls) return Nvls<HostMemory, HostMultimem, Type>::run(channel_, plan.call, team);
     if (plan.codec == PT_CODEC_NONE) return run<Plain<Type>>(plan, team);
     codecs::with_codec(plan.codec, [&](auto codec) { run<Coded<HostCoder<decltype(codec)>, Type>>(plan, team); });
   }
@@ -106,6 +131,7 @@ class HostBackend : public Backend {
   }
 
   HostMemoryOfPeers memory_;
+  std::unique_ptr<HostMulticast> multicast_;
   Control control_;
   Record record_ = {};
   Channel channel_;

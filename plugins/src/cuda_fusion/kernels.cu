@@ -79,10 +79,10 @@ uint32_t blocks_for(uint64_t work, uint32_t limit) {
 
 cudaError_t launch_protocol(const Channel& channel, const Plan& plan, int dtype, uint32_t num_blocks,
                             cudaStream_t stream) {
-  const FuseKernel kernel =
-      plan.codec == PT_CODEC_NONE
-          ? with_type(dtype, [&](auto type) { return plain_kernel<decltype(type)>(plan.algorithm, channel.size); })
-          : coded_kernel(plan.codec, dtype, plan.algorithm);
+  const auto plain = [&](auto type) { return plain_kernel<decltype(type)>(plan.algorithm, channel.size); };
+  const FuseKernel kernel = plan.algorithm == Algorithm::kNvls ? nvls_kernel(dtype)
+                            : plan.codec == PT_CODEC_NONE      ? with_type(dtype, plain)
+                                                               : coded_kernel(plan.codec, dtype, plan.algorithm);
   kernel<<<num_blocks, plan.threads, 0, stream>>>(channel, plan.call);
   return cudaGetLastError();
 }
@@ -91,7 +91,7 @@ cudaError_t resident_blocks(int* blocks) {
   using numeric::Bfloat16;
   std::vector<FuseKernel> kernels = {plain_kernel<Bfloat16>(Algorithm::kPull, 0),
                                      plain_kernel<Bfloat16>(Algorithm::kTwoShot, 0),
-                                     plain_kernel<Bfloat16>(Algorithm::kTwoShot, 8)};
+                                     plain_kernel<Bfloat16>(Algorithm::kTwoShot, 8), nvls_kernel(PT_BFLOAT16)};
   for (int codec = PT_CODEC_INT8; codec <= PT_CODEC_MXFP4; ++codec) {
     kernels.push_back(coded_kernel(codec, PT_BFLOAT16, Algorithm::kPull));
     kernels.push_back(coded_kernel(codec, PT_BFLOAT16, Algorithm::kTwoShot));

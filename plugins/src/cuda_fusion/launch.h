@@ -8,9 +8,13 @@
 
 namespace pt::cuda_fusion {
 
-// One-shot, pull or two-shot on `num_blocks` blocks.
+// All but NCCL, on `num_blocks` blocks.
 cudaError_t launch_protocol(const Channel& channel, const Plan& plan, int dtype, uint32_t num_blocks,
                             cudaStream_t stream);
+// What the NVLS kernels on this device were compiled for, as 90 for sm_90: they need that or newer.
+cudaError_t nvls_target(int* target);
+// Stores the sum over ranks of vector 0 of the multicast memory as vector 1 + rank.
+cudaError_t launch_multicast_probe(const Channel& channel, cudaStream_t stream);
 // Blocks of the largest kernel that fit on one multiprocessor.
 cudaError_t resident_blocks(int* blocks);
 

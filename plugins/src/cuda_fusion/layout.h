@@ -41,7 +41,7 @@ struct alignas(kLineBytes) Control {
   uint32_t one_shot_generation;
   uint32_t one_shot_clear;  // vectors that the call before left in its generation
   uint32_t one_shot_arrived;
-  uint32_t staged_epoch;  // pieces so far, of pull and two-shot
+  uint32_t staged_epoch;  // pieces so far, of pull, two-shot and nvls
   uint32_t staged_arrived;
   uint32_t claimed;  // the first thread to fail writes the record
 };

@@ -15,6 +15,8 @@ const char* algorithm_name(Algorithm algorithm) noexcept {
       return "two-shot";
     case Algorithm::kNccl:
       return "nccl";
+    case Algorithm::kNvls:
+      return "nvls";
   }
   return "unknown";
 }

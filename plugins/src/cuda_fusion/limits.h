@@ -10,8 +10,8 @@ namespace pt::cuda_fusion {
 
 constexpr int kMaxRanks = 16;
 
-enum class Algorithm : uint32_t { kOneShot = 0, kPull = 1, kTwoShot = 2, kNccl = 3 };
-constexpr int kNumAlgorithms = 4;
+enum class Algorithm : uint32_t { kOneShot = 0, kPull = 1, kTwoShot = 2, kNccl = 3, kNvls = 4 };
+constexpr int kNumAlgorithms = 5;
 
 const char* algorithm_name(Algorithm algorithm) noexcept;
 
@@ -41,6 +41,7 @@ struct Selection {
   bool has_nccl;      // on every rank
 };
 
+// Never kNvls: its sums differ from call to call, so it has to be asked for.
 Algorithm select_algorithm(const Selection& selection, const Limits& limits) noexcept;
 
 }  // namespace pt::cuda_fusion

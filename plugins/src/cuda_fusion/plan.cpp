@@ -71,11 +71,17 @@ uint64_t rows_at_once(Algorithm algorithm, const Call& call, const Layout& layou
   return std::min(rows, call.rows);
 }
 
+void cut_into_pieces(Algorithm algorithm, Call& call, const Layout& layout) {
+  call.piece_rows = rows_at_once(algorithm, call, layout);
+  call.num_pieces = static_cast<uint32_t>((call.rows + call.piece_rows - 1) / call.piece_rows);
+}
+
 }  // namespace
 
 size_t dtype_bytes(int dtype) noexcept { return dtype == PT_FLOAT32 ? 4 : 2; }
 
-Plan make_plan(const pt_cuda_fusion_arguments& a, const Layout& layout, const Limits& limits, bool has_nccl) {
+Plan make_plan(const pt_cuda_fusion_arguments& a, const Layout& layout, const Limits& limits, bool has_nccl,
+               bool has_nvls) {
   check(a);
   const uint32_t per_vector = static_cast<uint32_t>(sizeof(Vector) / dtype_bytes(a.dtype));
   Plan plan = {};
@@ -131,13 +137,20 @@ Plan make_plan(const pt_cuda_fusion_arguments& a, const Layout& layout, const Li
                         "fuse: the message has %zu bytes, one-shot has room for %llu", selection.bytes,
                         static_cast<unsigned long long>(layout.one_shot_bytes));
       break;
+    case Algorithm::kNvls:
+      PT_FUSION_REQUIRE(layout.size > 1, "fuse: nvls needs at least 2 ranks, this channel has 1");
+      PT_FUSION_REQUIRE(a.codec == PT_CODEC_NONE,
+                        "fuse: nvls has no coded form (the switch adds elements), "
+                        "use one_shot or pull");
+      PT_FUSION_REQUIRE(has_nvls, "fuse: nvls was asked for, and the channel was opened without use_nvls");
+      cut_into_pieces(plan.algorithm, call, layout);
+      break;
     case Algorithm::kTwoShot:
       PT_FUSION_REQUIRE(a.codec != PT_CODEC_NONE || a.residual == nullptr,
                         "fuse: two-shot cannot add a residual before the one rounding, use pull");
       [[fallthrough]];
     case Algorithm::kPull:
-      call.piece_rows = rows_at_once(plan.algorithm, call, layout);
-      call.num_pieces = static_cast<uint32_t>((call.rows + call.piece_rows - 1) / call.piece_rows);
+      cut_into_pieces(plan.algorithm, call, layout);
       break;
     case Algorithm::kNccl:
       PT_FUSION_REQUIRE(a.codec == PT_CODEC_NONE, "fuse: nccl has no coded form, use two_shot");

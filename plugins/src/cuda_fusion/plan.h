@@ -17,8 +17,9 @@ struct Plan {
 
 size_t dtype_bytes(int dtype) noexcept;
 
-// Checks the arguments, throws pt::Error. `has_nccl`: on every rank. The algorithm is the one asked
+// Checks the arguments, throws pt::Error. `has_nccl`, `has_nvls`: on every rank. The algorithm is the one asked
 // for in `arguments`, or chosen.
-Plan make_plan(const pt_cuda_fusion_arguments& arguments, const Layout& layout, const Limits& limits, bool has_nccl);
+Plan make_plan(const pt_cuda_fusion_arguments& arguments, const Layout& layout, const Limits& limits, bool has_nccl,
+               bool has_nvls = false);
 
 }  // namespace pt::cuda_fusion
