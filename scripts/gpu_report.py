@@ -30,6 +30,7 @@ def markdown(results: dict[str, Any]) -> str:
         f"- compute-sanitizer: {results['sanitizers']}",
         f"- NCCL with two ranks on the GPU: {results['nccl']}",
     ]
+    text += [f"- {line['note']}: {line['text']}" for line in lines if "note" in line]
     if limits:
         text.append(f"- copy bandwidth {limits['copy_gb_per_s']} GB/s, smallest launch {limits['launch_us']} us")
     text += [

@@ -79,6 +79,7 @@ int main(int argc, char** argv) {
       check_streams(size, quick ? 20 : 10000, false, report);
     }
     if (!quick) {
+      check_nvls(1000, report);
       measure_limits(report);
       for (const int size : {2, 4, 8}) measure(size, report);
     }

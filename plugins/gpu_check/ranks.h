@@ -4,6 +4,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -96,6 +97,16 @@ class Tensors {
     for (size_t i = 0; i < result.size(); ++i) result[i] = numeric::Bfloat16::from_float(sums[i]);
     return result;
   }
+  // Of the ranks' |x|.
+  static std::vector<float> mean_sizes(const std::vector<const Tensors*>& ranks) {
+    std::vector<float> sizes(ranks[0]->host_x_.size());
+    for (const Tensors* rank : ranks) {
+      for (size_t i = 0; i < sizes.size(); ++i) {
+        sizes[i] += std::abs(numeric::Bfloat16::to_float(rank->host_x_[i])) / static_cast<float>(ranks.size());
+      }
+    }
+    return sizes;
+  }
 
  private:
   // x as the other ranks read it.
@@ -152,5 +163,7 @@ void check_cooperative(int size, int calls, Report& report);
 // One stream per rank, through the C ABI: eager calls, graph replays, both interleaved.
 void check_streams(int size, int replays, bool nccl, Report& report);
 void measure(int size, Report& report);
+// Where there are several GPUs with multicast memory; a note otherwise.
+void check_nvls(int calls, Report& report);
 
 }  // namespace pt::gpu_check

@@ -45,6 +45,7 @@ def test_the_report_shows_failures_and_times(tmp_path: Path) -> None:
     lines = [
         {"device": "a GPU", "compute_capability": "9.0", "multiprocessors": 1, "driver": 1, "runtime": 1},
         {"check": "streams", "ranks": 2, "algorithm": "pull", "codec": "int8", "good": False},
+        {"note": "NVLS", "text": "not run: one device"},
         {"measure": "limits", "copy_gb_per_s": 4000, "launch_us": 1.5},
         {"measure": "fuse", "ranks": 2, "algorithm": "pull", "codec": "fp8", "bytes": 8192, "norm": False, "us": 3.25},
         {"measure": "fuse", "ranks": 2, "algorithm": "pull", "codec": "fp8", "bytes": 8192, "norm": True, "us": 4.5},
@@ -58,6 +59,7 @@ def test_the_report_shows_failures_and_times(tmp_path: Path) -> None:
     engines.write_text(json.dumps({"skipped": None, "library": "RTX 1", "device": "a GPU", "lines": [good, bad]}))
     report = make_report(tmp_path, checks, engines)
     assert "0 of 1 good; FAILED" in report
+    assert "- NVLS: not run: one device\n" in report
     assert "| 2 | pull | fp8 | 8192 | 3.25 | 4.5 |" in report
     assert "| float16 | none | 0.002 | 0.01 | 47 of 48 | good |" in report
     assert "| float16 | fp8 |  |  |  | FAILED out of memory |" in report
