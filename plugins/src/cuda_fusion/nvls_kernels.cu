@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The protocol over multicast memory as kernels, for any number of ranks.
+// The protocol over multicast memory as kernels, for any number of ranks. To be compiled for each target from PTX of
+// its own: older PTX has no multimem.
 #include "cuda_fusion/device_multimem.cuh"
 #include "cuda_fusion/fuse_kernel.cuh"
 #include "cuda_fusion/launch.h"
