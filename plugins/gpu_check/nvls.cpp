@@ -44,7 +44,7 @@ class Rank {
     config.staging_bytes = uint64_t{4} << 20;  // the large message goes in two pieces
     config.timeout_s = 5.0;
     config.use_nvls = 1;
-    require(pt_cuda_fusion_open(&config, gather_at, &seat_, &channel_));
+    require(pt_cuda_fusion_open(&config, gather, &seat_, &channel_));
     GPU(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
   }
   Rank(const Rank&) = delete;

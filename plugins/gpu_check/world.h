@@ -2,58 +2,16 @@
 // Ranks in one process over one GPU, through the C ABI.
 #pragma once
 
-#include <condition_variable>
-#include <mutex>
 #include <thread>
 
 #include "gpu_check/ranks.h"
+#include "tests/meeting.h"
 
 namespace pt::gpu_check {
 
-// All-gather between threads.
-class Meeting {
- public:
-  explicit Meeting(int size) : size_(size) {}
-
-  void all_gather(int rank, const void* send, void* receive, size_t bytes) {
-    std::unique_lock lock(mutex_);
-    room_.resize(bytes * static_cast<size_t>(size_));
-    std::memcpy(room_.data() + bytes * static_cast<size_t>(rank), send, bytes);
-    wait(lock);
-    std::memcpy(receive, room_.data(), room_.size());
-    wait(lock);
-  }
-
- private:
-  void wait(std::unique_lock<std::mutex>& lock) {
-    const int round = round_;
-    if (++arrived_ == size_) {
-      arrived_ = 0;
-      ++round_;
-      all_here_.notify_all();
-      return;
-    }
-    all_here_.wait(lock, [&] { return round_ != round; });
-  }
-
-  int size_;
-  int arrived_ = 0;
-  int round_ = 0;
-  std::vector<char> room_;
-  std::mutex mutex_;
-  std::condition_variable all_here_;
-};
-
-struct Seat {
-  Meeting* meeting;
-  int rank;
-};
-
-inline int gather_at(void* context, const void* send, void* receive, size_t bytes) {
-  const Seat* seat = static_cast<Seat*>(context);
-  seat->meeting->all_gather(seat->rank, send, receive, bytes);
-  return 0;
-}
+using testing::gather;
+using testing::Meeting;
+using testing::Seat;
 
 inline void require(int status) {
   if (status == PT_OK) return;
@@ -76,7 +34,7 @@ class World {
       config.num_blocks = 8;  // all ranks share the GPU: the blocks of all must be resident at once
       config.timeout_s = 5.0;
       config.use_nccl = nccl;
-      require(pt_cuda_fusion_open(&config, gather_at, &seats_[rank], &channels_[rank]));
+      require(pt_cuda_fusion_open(&config, gather, &seats_[rank], &channels_[rank]));
     });
     for (size_t rank = 0; rank < channels_.size(); ++rank) {
       cudaStream_t stream = nullptr;
