@@ -135,9 +135,12 @@ class Client:
                     if response.outputs:
                         yield chunk(response)
                 except ServingError as error:  # raised behind the end: a stream that is ending is not to be cancelled
-                    failure, has_ended = error, True
+                    failure = error
         except grpc.RpcError as error:
-            raise self._failure(error) from None
+            if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise ServingError(f"{self.url}: no word from the server {SERVER_GRACE_S:g} s after the request's own "
+                                   "timeout; it hangs or cannot be reached") from None  # fmt: skip
+            raise ServingError(f"{self.url}: {error.details()}") from None
         finally:
             call.cancel()
         if failure is not None:
@@ -150,19 +153,13 @@ class Client:
             try:
                 answer = self._server.ModelMetadata(pb.ModelMetadataRequest(name=model), timeout=READY_TIMEOUT_S)
             except grpc.RpcError as error:
-                raise self._failure(error) from None
+                raise ServingError(f"{self.url}: {model} does not say its outputs: {error.details()}") from None
             self._outputs[model] = [output.name for output in answer.outputs]
         return self._outputs[model]
 
     def _refusal(self, message: str) -> ServingError:
         kind = _NotTakenError if any(text in message for text in NOT_TAKEN) else ServingError
         return kind(f"{self.url}: {message}")
-
-    def _failure(self, error: Any) -> ServingError:
-        if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
-            return ServingError(f"{self.url}: no word from the server {SERVER_GRACE_S:g} s after the request's own "
-                                "timeout; it hangs or cannot be reached")  # fmt: skip
-        return ServingError(f"{self.url}: {error.details()}")
 
     def __enter__(self) -> Client:
         return self
