@@ -56,14 +56,24 @@ def command_line(pid: int) -> bytes:
         return b""
 
 
+def state(pid: int) -> str:
+    """A letter, as ps shows it; X when there is no such process."""
+    try:
+        return _status(pid)[0]
+    except OSError:
+        return "X"
+
+
+def is_running(pid: int) -> bool:
+    """False for a zombie too: an orphan stays one where nobody takes in the dead (an init that does not reap)."""
+    return state(pid) not in ("Z", "X")
+
+
 def _is_gone(pid: int) -> bool:
     with contextlib.suppress(ChildProcessError):  # adopted by another process, or gone
         if os.waitpid(pid, os.WNOHANG)[0] == pid:
             return True
-    try:
-        return _status(pid)[0] in ("Z", "X")
-    except OSError:
-        return True
+    return not is_running(pid)
 
 
 def _status(pid: int) -> list[str]:

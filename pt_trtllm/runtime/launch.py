@@ -18,6 +18,7 @@ from pathlib import Path
 
 from pt_trtllm import env
 from pt_trtllm.errors import CommunicationError, ConfigError, PtError
+from pt_trtllm.processes import state
 
 LOG_TAIL_LINES = 8
 WORKER_MODULE = "pt_trtllm.runtime.worker"
@@ -95,10 +96,8 @@ def stopped_ranks(job_dir: Path, world_size: int) -> list[str]:
     found = []
     for rank in range(world_size):
         status = _status(job_dir, rank)
-        with contextlib.suppress(OSError, KeyError):
-            state = Path(f"/proc/{status['pid']}/stat").read_text().rpartition(")")[2].split()[0]
-            if state in ("T", "t"):
-                found.append(f"rank {rank} (pid {status['pid']})")
+        if "pid" in status and state(int(status["pid"])) in ("T", "t"):
+            found.append(f"rank {rank} (pid {status['pid']})")
     return found
 
 

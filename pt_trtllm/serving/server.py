@@ -20,8 +20,8 @@ from pathlib import Path
 from pt_trtllm import env
 from pt_trtllm.config import problems_to_error
 from pt_trtllm.errors import ConfigError, ServingError
+from pt_trtllm.processes import command_line, dead_children, descendants, end_processes
 from pt_trtllm.serving.control import CONTROL_HEADER, END, WAIT, DrainOrder
-from pt_trtllm.serving.processes import command_line, dead_children, descendants, end_processes
 from pt_trtllm.serving.tritonserver import ServerBinary, find_tritonserver
 
 LOG_TAIL_LINES = 15

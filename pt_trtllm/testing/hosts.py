@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from pt_trtllm.errors import CommunicationError, ConfigError
+from pt_trtllm.processes import is_running
 from pt_trtllm.runtime.launch import find_mpirun
-from pt_trtllm.testing.processes import is_running
 from pt_trtllm.testing.relay import Relay
 
 INTERFACE = "pt0"

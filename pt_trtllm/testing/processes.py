@@ -1,18 +1,11 @@
-"""Whether processes have ended."""
+"""Processes that have to end."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from pathlib import Path
 
-
-def is_running(pid: int) -> bool:
-    """False for a zombie too: an orphan stays one where nobody takes in the dead (an init that does not reap)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
-    except OSError:
-        return False
+from pt_trtllm.processes import is_running
 
 
 def wait_until_gone(pids: Iterable[int], timeout_s: float = 30.0) -> None:

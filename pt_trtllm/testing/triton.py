@@ -13,7 +13,7 @@ from typing import Any
 from pt_trtllm.checkpoint.convert import ConvertOptions, convert
 from pt_trtllm.engine.build import BuildOptions, build
 from pt_trtllm.engine.bundle import BuildLimits
-from pt_trtllm.serving.processes import descendants
+from pt_trtllm.processes import descendants
 from pt_trtllm.serving.repository import DeployOptions, deploy
 from pt_trtllm.serving.server import ServerOptions, TritonServer
 

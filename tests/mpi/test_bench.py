@@ -19,8 +19,8 @@ from pt_trtllm.bench.report import DecodeBandwidth, EngineReport, Report
 from pt_trtllm.bench.shapes import SHAPES, ShapeOptions, make_engines
 from pt_trtllm.bench.steps import StepTimes
 from pt_trtllm.bench.workload import Deadline, TimeUp, Workload
+from pt_trtllm.processes import is_running
 from pt_trtllm.testing.cli import check_cli, run_cli
-from pt_trtllm.testing.processes import is_running
 
 pytestmark = pytest.mark.mpi
 

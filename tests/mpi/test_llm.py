@@ -17,8 +17,8 @@ from pt_trtllm.checkpoint.convert import ConvertOptions, convert
 from pt_trtllm.engine.build import BuildOptions, build
 from pt_trtllm.engine.bundle import BuildLimits
 from pt_trtllm.errors import CommunicationError, ConfigError
+from pt_trtllm.processes import is_running
 from pt_trtllm.testing.cases import BASE
-from pt_trtllm.testing.processes import is_running
 from pt_trtllm.testing.reference import Reference, make_reference
 
 pytestmark = pytest.mark.mpi

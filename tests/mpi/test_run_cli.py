@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from pt_trtllm.processes import is_running
 from pt_trtllm.testing.cases import BASE
 from pt_trtllm.testing.cli import check_cli, refusal
 from pt_trtllm.testing.numeric import FLOAT32_LOGITS, assert_close
-from pt_trtllm.testing.processes import is_running, wait_until_gone
+from pt_trtllm.testing.processes import wait_until_gone
 from pt_trtllm.testing.reference import NUM_NEW_TOKENS, Reference, make_reference
 
 pytestmark = pytest.mark.mpi

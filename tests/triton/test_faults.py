@@ -19,8 +19,8 @@ import pytest
 
 from pt_trtllm import SamplingParams
 from pt_trtllm.errors import ServingError
+from pt_trtllm.processes import command_line, descendants
 from pt_trtllm.serving.client import Client
-from pt_trtllm.serving.processes import command_line, descendants
 from pt_trtllm.serving.server import TritonServer
 from pt_trtllm.testing.cli import refusal
 from pt_trtllm.testing.processes import wait_until_gone

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.unit
 
 PACKAGE = Path(__file__).parents[2] / "pt_trtllm"
 LAYERS = [
-    {"errors", "trace"},
+    {"errors", "processes", "trace"},
     {"config", "env", "native"},
     {"mapping"},
     {"checkpoint", "comm"},

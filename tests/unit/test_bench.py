@@ -32,7 +32,7 @@ from pt_trtllm.cli.bench import engine_names
 from pt_trtllm.cli.main import cli
 from pt_trtllm.engine.bundle import BuildLimits, open_bundle
 from pt_trtllm.errors import ConfigError, PtError
-from pt_trtllm.testing.processes import is_running
+from pt_trtllm.processes import is_running
 
 pytestmark = pytest.mark.unit
 
