@@ -13,9 +13,10 @@ from typing import Any
 from pt_trtllm.bench.numbers import Spread, percentile
 from pt_trtllm.bench.workload import Deadline, TimeUp, Workload
 from pt_trtllm.runtime.launch import status_name
-from pt_trtllm.runtime.llm import LLM
+from pt_trtllm.runtime.llm import LLM, make_request
 from pt_trtllm.runtime.options import RuntimeOptions
 from pt_trtllm.runtime.sampling import SamplingParams
+from pt_trtllm.runtime.stream import AsyncStream
 
 
 @dataclass(frozen=True)
@@ -171,11 +172,23 @@ class Subject:
         return timelines
 
     def _ask(self, requests: Sequence[tuple[list[int], int]]) -> list[Timeline]:
-        """Sends (prompt, tokens to generate) all at once, and waits for all answers or the deadline."""
+        """Sends (prompt, tokens to generate) in one message, and waits for all answers or the deadline.
+
+        Sent one by one, they would join the batch at different steps each time.
+        """
+        assert self._llm is not None
+        llm = self._llm
+        asked = [
+            make_request(prompt, SamplingParams(max_tokens=count, ignore_eos=True), None, "prompt")
+            for prompt, count in requests
+        ]
         self._deadline.check()
 
         async def everyone() -> list[Timeline]:
-            tasks = [asyncio.ensure_future(self._ask_one(prompt, count)) for prompt, count in requests]
+            streams = [AsyncStream(None, request, None) for request in asked]
+            sent = time.perf_counter()
+            llm._submit(streams)
+            tasks = [asyncio.ensure_future(_arrivals(stream, sent)) for stream in streams]
             try:
                 done, late = await asyncio.wait(
                     tasks, timeout=self._deadline.left_s, return_when=asyncio.FIRST_EXCEPTION
@@ -185,21 +198,23 @@ class Subject:
                 if late:
                     raise TimeUp
                 return [task.result() for task in tasks]
-            finally:  # requests that are still running are cancelled, in the engine too
+            finally:  # requests that are still running are cancelled
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
+                for stream in streams:
+                    stream.cancel(llm._world)
 
         return asyncio.run(everyone())
 
-    async def _ask_one(self, prompt: list[int], num_tokens: int) -> Timeline:
-        assert self._llm is not None
-        arrivals: list[float] = []
-        sent = time.perf_counter()
-        async for output in self._llm.generate_async(prompt, SamplingParams(max_tokens=num_tokens, ignore_eos=True)):
-            new = len(output.outputs[0].token_ids) - len(arrivals)
-            arrivals += [time.perf_counter()] * new
-        return Timeline(sent, tuple(arrivals))
+
+async def _arrivals(stream: AsyncStream, sent: float) -> Timeline:
+    arrivals: list[float] = []
+    while not stream.finished:
+        stream.take(await stream.inbox.get())
+        new = len(stream.samples[0].output().token_ids) - len(arrivals)
+        arrivals += [time.perf_counter()] * new
+    return Timeline(sent, tuple(arrivals))
 
 
 def token_gaps(timelines: Sequence[Timeline]) -> list[float]:

@@ -48,16 +48,25 @@ class Bar:
 
 def decode_steps(spans: Sequence[Span], batch: int) -> list[list[Span]]:
     """Steps of rank 0 that computed one token for each of `batch` sequences: all their spans."""
-    steps, current = [], list[Span]()
+    return [step for run in _runs(spans, batch) for step in run]
+
+
+def _runs(spans: Sequence[Span], batch: int) -> list[list[list[Span]]]:
+    """The same steps as they followed one another: another step between two of them ends a run."""
+    runs: list[list[list[Span]]] = [[]]
+    current: list[Span] = []
     for span in spans:
         goes_on = span.name != "messages" and current and current[-1].name in BEGINNING
         if span.name in BEGINNING and not goes_on:
             current = []
         current.append(span)
-        if span.name == "sample" and any(s.name == "forward" and s.tokens == batch for s in current):
-            steps.append(current)
+        if span.name == "sample":
+            if any(s.name == "forward" and s.tokens == batch for s in current):
+                runs[-1].append(current)
+            else:
+                runs.append([])
             current = []
-    return steps
+    return [run for run in runs if run]
 
 
 def step_times(steps: Sequence[Sequence[Span]], call_s: float) -> StepTimes | None:
@@ -82,8 +91,8 @@ def step_times(steps: Sequence[Sequence[Span]], call_s: float) -> StepTimes | No
 
 
 def timeline(ranks: dict[str, list[Span]], batch: int) -> dict[str, tuple[Bar, ...]]:
-    """Rank -> bars of a few decode steps in a row, from the middle of the run."""
-    steps = decode_steps(next(iter(ranks.values()), []), batch)
+    """Rank -> bars of a few decode steps in a row, from the middle of the longest row."""
+    steps = max(_runs(next(iter(ranks.values()), []), batch), key=len, default=[])
     if not steps:
         return {}
     middle = max(0, (len(steps) - TIMELINE_STEPS) // 2)

@@ -76,6 +76,19 @@ def test_a_timeline_shows_steps_from_the_middle_on_all_ranks() -> None:
         ("forward", 2000, 6000),
     ]
     assert timeline({"rank 0": []}, 1) == {}
+
+
+def test_a_timeline_shows_no_step_of_another_size_between_its_own() -> None:
+    def bars_of(*sizes: int) -> tuple[int, float]:
+        spans = [span for i, tokens in enumerate(sizes) for span in step(i * 0.01, tokens)]
+        bars = timeline({"rank 0": spans}, 1)["rank 0"]
+        return sum(bar.name == "track_fusion" for bar in bars), bars[-1].start + bars[-1].duration
+
+    assert bars_of(32, 1, 1, 1, 96, 1, 3, 3, 3) == (3, pytest.approx(30_000))  # one came alone, before the others
+    assert bars_of(32, 1, 32, 1, 1, 32, 1) == (2, pytest.approx(20_000))
+
+
+def test_every_lap_has_a_colour() -> None:
     assert {span.name for span in RANK0} | {*SYNC_KINDS, "messages", "draft"} == set(KINDS)
 
 
