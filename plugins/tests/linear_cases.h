@@ -200,13 +200,14 @@ inline void check_extremes(const linear::Kernels& kernels, int kind) {
 }
 
 inline void check_swiglu(const linear::Kernels& kernels, int kind) {
+  constexpr size_t kRows = 8;  // enough work that two threads share it
   const Case gate = make_case(kind, PT_LINEAR_X_FLOAT32, 201, 96, 32), up = make_case(kind, 0, 201, 96, 32);
-  std::vector<uint8_t> x(3 * 96 * 4);
-  for (size_t i = 0; i < 3 * 96; ++i) put(x, i, 0, std::sin(static_cast<float>(i)));
-  const auto g = run(kernels, gate, x, 0, 3, 0, 1), u = run(kernels, up, x, 0, 3, 0, 1);
-  std::vector<uint8_t> y(3 * 201 * 4);
-  linear::run_product(kernels, {&gate.weight, &up.weight, x.data(), nullptr, y.data(), 3, 0}, 2);
-  for (size_t i = 0; i < 3 * 201; ++i) {
+  std::vector<uint8_t> x(kRows * 96 * 4);
+  for (size_t i = 0; i < kRows * 96; ++i) put(x, i, 0, std::sin(static_cast<float>(i)));
+  const auto g = run(kernels, gate, x, 0, kRows, 0, 1), u = run(kernels, up, x, 0, kRows, 0, 1);
+  std::vector<uint8_t> y(kRows * 201 * 4);
+  linear::run_product(kernels, {&gate.weight, &up.weight, x.data(), nullptr, y.data(), kRows, 0}, 2);
+  for (size_t i = 0; i < kRows * 201; ++i) {
     const double a = get(g, i, 0), wanted = a / (1 + std::exp(-a)) * get(u, i, 0);
     CHECK(std::fabs(get(y, i, 0) - wanted) <= 1e-6 * std::fabs(wanted) + 1e-7);
   }

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "attention/parallel.h"
+#include "common/pool.h"
 
 namespace pt::attention {
 namespace {
@@ -153,9 +153,9 @@ void run_attend(const Kernels& kernels, const AttendArgs& args) {
     scratch.resize(scratch_size * static_cast<size_t>(threads));
   }
   AttendRun run{kernels, args, chunks, scratch.data(), scratch_size};
-  parallel_for(
-      threads, chunks.size() * static_cast<size_t>(heads),
-      [](void* context, int worker, size_t item) { static_cast<AttendRun*>(context)->task(worker, item); }, &run);
+  Pool::shared().run(
+      [](void* context, int worker, uint32_t item) { static_cast<AttendRun*>(context)->task(worker, item); }, &run,
+      static_cast<uint32_t>(chunks.size() * static_cast<size_t>(heads)), threads);
 }
 
 void run_write(const Kernels& kernels, const pt_paged_kv& cache, const pt_ragged_batch& batch, const pt_rows& key,
@@ -163,9 +163,8 @@ void run_write(const Kernels& kernels, const pt_paged_kv& cache, const pt_ragged
   WriteRun run{kernels, cache, batch, key, value};
   const int64_t heads = int64_t{cache.num_tracks} * cache.num_kv_heads;
   const bool worth_it = int64_t{batch.total_tokens} * heads * cache.head_dim >= kWorthAThread;
-  parallel_for(
-      worth_it ? num_threads : 1, static_cast<size_t>(heads),
-      [](void* context, int, size_t item) { static_cast<WriteRun*>(context)->head(static_cast<int64_t>(item)); }, &run);
+  Pool::shared().run([](void* context, int, uint32_t item) { static_cast<WriteRun*>(context)->head(item); }, &run,
+                     static_cast<uint32_t>(heads), worth_it ? num_threads : 1);
 }
 
 }  // namespace pt::attention

@@ -7,7 +7,7 @@
 #include <memory>
 #include <new>
 
-#include "linear/pool.h"
+#include "common/pool.h"
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wunused-function"
 #include "common/numeric.h"
@@ -22,6 +22,9 @@ using namespace numeric;
 constexpr size_t kMaxPieceOutputs = 16 * kTileOutputs;
 // Enough pieces that threads of different speed end together.
 constexpr size_t kPiecesPerThread = 16;
+// Below so many products (some 10 us of one thread) a second thread saves less than it may cost: handing over takes 2
+// us, and on a busy machine the caller waits for a thread that has taken a piece and then lost its core.
+constexpr size_t kWorthAThread = size_t{1} << 17;
 
 // The calling thread's memory for operands; grows, and is reused by the next call.
 class Workspace {
@@ -113,9 +116,10 @@ size_t choose_piece_outputs(size_t num_outputs, int threads) {
 
 }  // namespace
 
-void run_product(const Kernels& kernels, const Product& product, int threads) {
+void run_product(const Kernels& kernels, const Product& product, int num_threads) {
   thread_local Workspace workspace;
   const pt_linear_weight& weight = *product.weight;
+  const int threads = product.rows * weight.out * weight.in < kWorthAThread ? 1 : num_threads;
   const size_t terms = weight.kind >= PT_LINEAR_INT8 && product.dtype == PT_LINEAR_X_FLOAT32 ? 2 : 1;
   const size_t max_rows = kMaxOperandRows / terms, x_bytes = product.dtype == PT_LINEAR_X_FLOAT32 ? 4 : 2;
   const size_t piece_outputs = choose_piece_outputs(weight.out, threads);
@@ -126,7 +130,7 @@ void run_product(const Kernels& kernels, const Product& product, int threads) {
     const char* x = static_cast<const char*>(product.x) + first * weight.in * x_bytes;
     kernels.prepare(&weight, x, product.dtype, rows, terms, operand);
     Pass pass{kernels, product, operand, first, rows, terms, piece_outputs};
-    const auto run = [](void* context, uint32_t piece) { static_cast<const Pass*>(context)->run(piece); };
+    const auto run = [](void* context, int, uint32_t piece) { static_cast<const Pass*>(context)->run(piece); };
     Pool::shared().run(run, &pass, pieces, threads);
   }
 }

@@ -19,6 +19,6 @@ struct Product {
   int dtype;
 };
 
-void run_product(const Kernels& kernels, const Product& product, int threads);
+void run_product(const Kernels& kernels, const Product& product, int num_threads);
 
 }  // namespace pt::linear

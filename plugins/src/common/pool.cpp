@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "linear/pool.h"
+#include "common/pool.h"
 
 #include <unistd.h>
 
 #include <chrono>
 
-namespace pt::linear {
+namespace pt {
 namespace {
 
 // Longer than the gap between two products of one decode step, short enough to leave the core to others.
@@ -58,11 +58,11 @@ void Pool::grow(int threads) {
 }
 
 void Pool::run(Run run, void* context, uint32_t pieces, int threads) {
-  if (threads <= 1 || pieces <= 1) {
-    for (uint32_t piece = 0; piece < pieces; ++piece) run(context, piece);
+  std::unique_lock<std::mutex> lock(callers_, std::defer_lock);
+  if (threads <= 1 || pieces <= 1 || !lock.try_lock()) {
+    for (uint32_t piece = 0; piece < pieces; ++piece) run(context, 0, piece);
     return;
   }
-  const std::lock_guard<std::mutex> lock(callers_);
   grow(threads);
   const uint32_t generation = generation_.load(std::memory_order_relaxed) + 1;
   // The old job's claims are used up, so nobody takes these fields for it.
@@ -74,7 +74,7 @@ void Pool::run(Run run, void* context, uint32_t pieces, int threads) {
   claim_.store(static_cast<uint64_t>(generation) << 32, std::memory_order_release);
   generation_.store(generation, std::memory_order_release);
   generation_.notify_all();
-  help(generation);
+  help(generation, 0);
   uint32_t finished;
   while ((finished = finished_.load(std::memory_order_acquire)) != pieces) await_change(finished_, finished);
 }
@@ -85,13 +85,13 @@ void Pool::work(uint32_t index) {
     const uint32_t generation = generation_.load(std::memory_order_acquire);
     if (generation != seen) {
       seen = generation;
-      if (index < helpers_.load(std::memory_order_relaxed)) help(generation);
+      if (index < helpers_.load(std::memory_order_relaxed)) help(generation, static_cast<int>(index) + 1);
     }
     await_change(generation_, seen);
   }
 }
 
-void Pool::help(uint32_t generation) {
+void Pool::help(uint32_t generation, int worker) {
   uint64_t claim = claim_.load(std::memory_order_acquire);
   while (claim >> 32 == generation) {
     const uint32_t piece = static_cast<uint32_t>(claim);
@@ -101,10 +101,10 @@ void Pool::help(uint32_t generation) {
     if (piece >= pieces) return;
     // Success means that this job still had an open piece, so the fields read before are its own.
     if (!claim_.compare_exchange_weak(claim, claim + 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
-    run(context, piece);
+    run(context, worker, piece);
     if (finished_.fetch_add(1, std::memory_order_acq_rel) + 1 == pieces) finished_.notify_all();
     claim = claim_.load(std::memory_order_acquire);
   }
 }
 
-}  // namespace pt::linear
+}  // namespace pt

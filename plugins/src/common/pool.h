@@ -11,14 +11,15 @@
 #include <thread>
 #include <vector>
 
-namespace pt::linear {
+namespace pt {
 
 // Pieces are claimed one by one, so a thread that the system keeps waiting delays nobody: the caller does what is left
 // and waits for claimed pieces only. Which thread computes a piece does not matter to its result.
 class Pool {
  public:
-  // Calls run(context, piece) for 0 <= piece < pieces on the caller and up to threads - 1 others. `run` must not throw.
-  using Run = void (*)(void* context, uint32_t piece);
+  // Calls run(context, worker, piece) for 0 <= piece < pieces on the caller (worker 0) and up to threads - 1 others;
+  // on the caller alone while somebody else uses the pool. `run` must not throw.
+  using Run = void (*)(void* context, int worker, uint32_t piece);
   void run(Run run, void* context, uint32_t pieces, int threads);
 
   static Pool& shared();
@@ -31,7 +32,7 @@ class Pool {
  private:
   void grow(int threads);
   void work(uint32_t index);
-  void help(uint32_t generation);
+  void help(uint32_t generation, int worker);
 
   std::mutex callers_;
   std::vector<std::thread> threads_;
@@ -47,4 +48,4 @@ class Pool {
   std::atomic<bool> stopping_{false};
 };
 
-}  // namespace pt::linear
+}  // namespace pt
