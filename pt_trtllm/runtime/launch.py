@@ -22,6 +22,9 @@ from pt_trtllm.processes import state
 
 LOG_TAIL_LINES = 8
 WORKER_MODULE = "pt_trtllm.runtime.worker"
+RANK_ENVIRONMENT = {"GOMP_SPINCOUNT": "1000"}
+"""Unless set already. How often PyTorch's threads look for work before they sleep. By themselves they spin for some
+milliseconds, and beside anything else that runs they so use up the time of the thread that they wait for."""
 
 
 def find_mpirun() -> Path | None:
@@ -52,8 +55,15 @@ def launch_command(world_size: int, hostfile: Path | None = None) -> list[str]:
     if "Open MPI" in _version(mpirun):
         command = [str(mpirun), "-n", str(world_size), "--oversubscribe", "--bind-to", "none"]
         command += ["--allow-run-as-root"] if os.geteuid() == 0 else []
+        for name, value in RANK_ENVIRONMENT.items():  # other hosts get nothing by themselves
+            command += ["-x", f"{name}={os.environ.get(name, value)}"]
         return command + (["--hostfile", str(hostfile)] if hostfile else [])
     return [str(mpirun), "-n", str(world_size)] + (["-f", str(hostfile)] if hostfile else [])
+
+
+def rank_environment() -> dict[str, str]:
+    """Of a rank without a launcher, or of a launcher that hands it on."""
+    return RANK_ENVIRONMENT | os.environ
 
 
 def _version(mpirun: Path) -> str:

@@ -20,7 +20,7 @@ from pt_trtllm.checkpoint.artifact import check_writable
 from pt_trtllm.engine.bundle import open_bundle
 from pt_trtllm.engine.tensorrt_llm.support import runs_elsewhere
 from pt_trtllm.errors import CommunicationError, ConfigError, PtError
-from pt_trtllm.runtime.launch import WORKER_MODULE, explain_failure, launch_command, stop
+from pt_trtllm.runtime.launch import WORKER_MODULE, explain_failure, launch_command, rank_environment, stop
 from pt_trtllm.runtime.options import RuntimeOptions
 from pt_trtllm.runtime.protocol import Channel, Message, request_to_json
 from pt_trtllm.runtime.request import Request
@@ -151,7 +151,9 @@ class World:
             )
 
     def _launch(self, command: list[str], log: IO[str]) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=rank_environment(), start_new_session=True
+        )
 
     def _bind(self, listener: socket.socket) -> str:
         path = str(self.folder / "socket")

@@ -194,6 +194,20 @@ def _pid_of_rank(llm: LLM, rank: int) -> int:
     return int(json.loads((llm._world.folder / f"rank{rank}.status").read_text())["pid"])
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("users_own", [None, "77"])
+def test_ranks_are_told_not_to_spin_for_long_unless_the_user_said_how_long(
+    engines: dict[int, Path], monkeypatch: pytest.MonkeyPatch, world_size: int, users_own: str | None
+) -> None:
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    if users_own:
+        monkeypatch.setenv("GOMP_SPINCOUNT", users_own)
+    with LLM(engines[world_size]) as llm:
+        for rank in range(world_size):
+            environment = Path(f"/proc/{_pid_of_rank(llm, rank)}/environ").read_bytes().split(b"\0")
+            assert f"GOMP_SPINCOUNT={users_own or 1000}".encode() in environment
+
+
 def test_closing_leaves_no_process_and_no_file(engines: dict[int, Path]) -> None:
     llm = LLM(engines[2])
     folder = llm._world.folder
