@@ -57,7 +57,11 @@ using Bytes = std::unique_ptr<std::byte[], FreeBytes>;
 class FusionWorld {
  public:
   FusionWorld(int size, uint32_t num_blocks, uint32_t threads, Layout layout, double timeout_s = 60.0)
-      : size_(size), num_blocks_(num_blocks), threads_(threads), layout_(layout) {
+      : size_(size),
+        num_blocks_(num_blocks),
+        threads_(threads),
+        layout_(layout),
+        everybody_(static_cast<uint32_t>(size) * num_blocks * threads) {
     channels_.resize(static_cast<size_t>(size));
     controls_.assign(static_cast<size_t>(size), first_control());
     records_.resize(static_cast<size_t>(size));
@@ -94,7 +98,7 @@ class FusionWorld {
   const Record& record(int rank) const { return records_[static_cast<size_t>(rank)]; }
 
   // body(rank, team, kernel_boundary) on every thread; kernel_boundary() waits for all threads of the rank, and is
-  // true on one of them.
+  // true on one of them. All begin together: no rank waits while the threads of another are still being made.
   template <typename Body>
   void run(const Body& body) {
     std::vector<std::thread> threads;
@@ -108,6 +112,7 @@ class FusionWorld {
           threads.emplace_back(
               [&, this, rank, block, thread, in_rank = ranks.back().get(), in_block = blocks.back().get()] {
                 HostTeam team(*in_block, thread, block, num_blocks_);
+                everybody_.sync();
                 body(rank, team, [&] {
                   in_rank->sync();
                   return block == 0 && thread == 0;
@@ -124,6 +129,7 @@ class FusionWorld {
   uint32_t num_blocks_;
   uint32_t threads_;
   Layout layout_;
+  HostBlock everybody_;
   std::vector<Channel> channels_;
   std::vector<Control> controls_;
   std::vector<Record> records_;

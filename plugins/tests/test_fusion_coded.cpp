@@ -200,7 +200,7 @@ void the_algorithm_follows_from_what_travels() {
 void an_absent_rank_is_named_and_leaves_zeros() {
   using Type = numeric::Float32;
   const Case drawn = {Algorithm::kTwoShot, 5, 300, true, false, false};
-  FusionWorld world(3, 1, 2, {3, 16384, 2560}, 0.2);
+  FusionWorld world(3, 1, 2, {3, 16384, 2560}, 2.0);
   Tensors<Type> tensors[3];
   Plan plans[3];
   world.run([&](int rank, HostTeam& team, const auto& kernel_boundary) {

@@ -10,6 +10,9 @@ namespace {
 
 constexpr uint32_t kVectors = 8;
 constexpr Layout kSmall = {2, 4096, 8192};
+// Of waits in vain: long beside any pause of a rank that does come.
+constexpr double kInVain = 2.0;
+constexpr double kPatient = 60.0;
 
 thread_local int this_rank = -1;
 
@@ -54,8 +57,8 @@ struct Message {
 
 // Calls with the right result on both ranks, until the first failure or `calls`.
 template <typename Protocol>
-int good_calls(int calls) {
-  FusionWorld world(2, 1, 1, kSmall, 0.25);
+int good_calls(int calls, double timeout_s) {
+  FusionWorld world(2, 1, 1, kSmall, timeout_s);
   int good[2] = {0, 0};
   world.run([&](int rank, HostTeam& team, const auto&) {
     this_rank = rank;
@@ -72,14 +75,14 @@ int good_calls(int calls) {
 
 void three_generations_survive_a_slow_clear_and_two_do_not() {
   constexpr int kCalls = 12;
-  CHECK((good_calls<OneShot<SlowClear, Plain<Type>, 2, 3>>(kCalls)) == kCalls);
-  CHECK((good_calls<OneShot<SlowClear, Plain<Type>, 2, 2>>(kCalls)) < kCalls);
-  CHECK((good_calls<OneShot<SlowClear, Plain<Type>, 2, 1>>(kCalls)) < kCalls);
+  CHECK((good_calls<OneShot<SlowClear, Plain<Type>, 2, 3>>(kCalls, kPatient)) == kCalls);
+  CHECK((good_calls<OneShot<SlowClear, Plain<Type>, 2, 2>>(kCalls, kInVain)) < kCalls);
+  CHECK((good_calls<OneShot<SlowClear, Plain<Type>, 2, 1>>(kCalls, kInVain)) < kCalls);
 }
 
 template <typename Protocol>
 void absent_rank_is_named(Algorithm algorithm) {
-  FusionWorld world(4, 2, 2, {4, 4096, 8192}, 0.2);
+  FusionWorld world(4, 2, 2, {4, 4096, 8192}, kInVain);
   world.run([&](int rank, HostTeam& team, const auto& kernel_boundary) {
     static Message messages[4];
     static Call calls[4];
@@ -107,7 +110,7 @@ void absent_rank_is_named(Algorithm algorithm) {
 template <typename Protocol>
 class Vanished {
  public:
-  explicit Vanished(bool at_all) : world_(3, 1, 2, {3, 4096, 8192}, 0.2) {
+  explicit Vanished(bool at_all) : world_(3, 1, 2, {3, 4096, 8192}, kInVain) {
     std::fill_n(world_.channel(2).replica, kVectors, filled(0));
     world_.run([&](int rank, HostTeam& team, const auto& kernel_boundary) {
       if (kernel_boundary()) calls_[rank] = messages_[rank].call(rank);
@@ -150,8 +153,23 @@ void work_that_was_given_up_is_not_taken_for_done() {
   for (const int rank : {0, 1}) CHECK(seen.record(rank).ready == 1 && seen.gave_zeros(rank));
 }
 
+// Without a wait, so without a limit that could tell it.
+template <typename Protocol>
+void a_rank_that_comes_after_the_end_learns_of_it() {
+  FusionWorld world(2, 1, 2, kSmall, kPatient);
+  world.channel(1).header(1)->abort = 1;  // by rank 0
+  Message message;
+  const Call call = message.call(1);
+  world.run([&](int rank, HostTeam& team, const auto&) {
+    if (rank == 1) Protocol::run(world.channel(1), call, team);
+  });
+  const Record& record = world.record(1);
+  CHECK(record.ready == 1 && record.failure == Failure::kAborted && record.rank == 1 && record.peer == 0);
+  CHECK(message.all(0.0f));
+}
+
 void host_can_abort_a_waiting_rank() {
-  FusionWorld world(2, 1, 1, kSmall, 60.0);
+  FusionWorld world(2, 1, 1, kSmall, kPatient);
   world.run([&](int rank, HostTeam& team, const auto&) {
     if (rank == 1) {
       std::this_thread::sleep_for(std::chrono::milliseconds(50));
@@ -166,7 +184,7 @@ void host_can_abort_a_waiting_rank() {
 }
 
 void memory_without_a_header_is_not_waited_for() {
-  FusionWorld world(2, 1, 1, kSmall, 60.0);
+  FusionWorld world(2, 1, 1, kSmall, kPatient);
   world.channel(0).header(0)->magic = 0;
   world.run([&](int rank, HostTeam& team, const auto&) {
     if (rank != 0) return;
@@ -181,8 +199,8 @@ void memory_without_a_header_is_not_waited_for() {
 
 int main(int argc, char** argv) {
   if (argc > 1) {  // under ThreadSanitizer only
-    if (std::strcmp(argv[1], "nvls") == 0) good_calls<Nvls<RelaxedFlags, HostMultimem, Type>>(50);
-    if (std::strcmp(argv[1], "pull") == 0) good_calls<Pull<RelaxedFlags, Plain<Type>>>(50);
+    if (std::strcmp(argv[1], "nvls") == 0) good_calls<Nvls<RelaxedFlags, HostMultimem, Type>>(50, kPatient);
+    if (std::strcmp(argv[1], "pull") == 0) good_calls<Pull<RelaxedFlags, Plain<Type>>>(50, kPatient);
     return 0;
   }
   three_generations_survive_a_slow_clear_and_two_do_not();
@@ -194,6 +212,10 @@ int main(int argc, char** argv) {
   rank_that_vanishes_between_two_meetings_is_named<Nvls<HostMemory, HostMultimem, Type>>();
   work_that_was_given_up_is_not_taken_for_done<TwoShot<HostMemory, Plain<Type>, 0>>();
   work_that_was_given_up_is_not_taken_for_done<Nvls<HostMemory, HostMultimem, Type>>();
+  a_rank_that_comes_after_the_end_learns_of_it<OneShot<HostMemory, Plain<Type>, 2>>();
+  a_rank_that_comes_after_the_end_learns_of_it<Pull<HostMemory, Plain<Type>>>();
+  a_rank_that_comes_after_the_end_learns_of_it<TwoShot<HostMemory, Plain<Type>, 0>>();
+  a_rank_that_comes_after_the_end_learns_of_it<Nvls<HostMemory, HostMultimem, Type>>();
   host_can_abort_a_waiting_rank();
   memory_without_a_header_is_not_waited_for();
 }

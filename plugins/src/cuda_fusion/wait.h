@@ -16,9 +16,11 @@ class Waiter {
     Header* own = channel.header(channel.rank);
     if (own->magic != kMagic || own->layout_version != kLayoutVersion) {
       give_up(Failure::kNotConnected, channel.rank, Phase::kFirst);
-    } else {
-      alive_ = Memory::load_relaxed(&own->abort) == 0;
+      return;
     }
+    const uint32_t aborted_by = Memory::load_relaxed(&own->abort);
+    alive_ = aborted_by == 0;
+    if (!alive_) give_up(Failure::kAborted, aborted_by - 1, Phase::kFirst);  // by a peer that came here first
   }
 
   PT_HOST_DEVICE bool alive() const { return alive_; }
