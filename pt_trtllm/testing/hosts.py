@@ -163,8 +163,8 @@ class Hosts:
                 _run("tc", "-n", namespace, "qdisc", "add", "dev", INTERFACE, "root", "netem", "delay", delay)
 
     def _add_namespace(self, name: str) -> None:
+        self._made.append(name)  # first: an interruption may find the namespace made, and nothing known of it
         _run("ip", "netns", "add", name)
-        self._made.append(name)
 
     def _write_scripts(self) -> None:
         """mpirun that runs on the first host, and a remote shell that enters the others."""
@@ -201,10 +201,9 @@ def check_available() -> None:
     missing = [tool for tool in TOOLS if shutil.which(tool) is None]
     if missing:
         raise ConfigError(f"emulated hosts need {', '.join(missing)}; install iproute2, util-linux and hostname")
-    probe = f"pt{os.getpid()}-probe"
     try:
-        _run("ip", "netns", "add", probe)
-        _run("ip", "netns", "delete", probe)
+        with _probe("probe"):
+            pass
     except CommunicationError as error:
         raise ConfigError(f"network namespaces cannot be made here: {error}") from None
 
@@ -213,15 +212,24 @@ def has_netem() -> bool:
     """Whether this kernel delays packets itself."""
     if shutil.which("tc") is None:
         return False
-    probe = f"pt{os.getpid()}-netem"
-    _run("ip", "netns", "add", probe)
+    with _probe("netem") as namespace:
+        try:
+            _run("tc", "-n", namespace, "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1us")
+        except CommunicationError:
+            return False
+        return True
+
+
+@contextlib.contextmanager
+def _probe(purpose: str) -> Iterator[str]:
+    """A namespace to try something in; interrupted at any moment, it is gone."""
+    name = f"pt{os.getpid()}-{purpose}"
     try:
-        _run("tc", "-n", probe, "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1us")
-    except CommunicationError:
-        return False
+        _run("ip", "netns", "add", name)
+        yield name
     finally:
-        _run("ip", "netns", "delete", probe)
-    return True
+        with contextlib.suppress(CommunicationError):
+            _run("ip", "netns", "delete", name)
 
 
 def _remove_leftovers() -> None:
