@@ -1,7 +1,7 @@
 """Virtual cables that delay: a process that passes Ethernet frames between TAP devices, each after a fixed time.
 
 For kernels without netem. `python -m pt_trtllm.testing.relay FD...` is that process; lines on its stdin say the delay
-in seconds (0 at first), and it ends with its stdin.
+in seconds (0 at first), it says READY once frames pass, and it ends with its stdin.
 While a message is on its way the ranks wait for it, so that the relay's use of a core costs them little.
 """
 
@@ -18,9 +18,12 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
+from pt_trtllm.errors import CommunicationError
+
 TUNSETIFF = 0x400454CA
 IFF_TAP, IFF_NO_PI = 0x0002, 0x1000
 MAX_FRAME = 1 << 16
+READY = "ready"
 EXIT_S = 5.0
 REAL_TIME_PRIORITY = 10
 
@@ -36,10 +39,17 @@ class Relay:
                 ends.append(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC))
                 fcntl.ioctl(ends[-1], TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TAP | IFF_NO_PI))
             command = [sys.executable, "-m", __name__, *map(str, ends)]
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=ends, start_new_session=True)
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=ends, start_new_session=True
+            )
         finally:
             for end in ends:
                 os.close(end)  # the process has its own
+        try:
+            self._wait_until_ready()  # a host whose first frames are lost gives its peer up after some seconds
+        except BaseException:
+            self.close()
+            raise
 
     def set_delay(self, delay_s: float) -> None:
         """On top of what passing a frame takes by itself."""
@@ -47,14 +57,21 @@ class Relay:
         self._process.stdin.write(f"{delay_s}\n".encode())
         self._process.stdin.flush()
 
+    def _wait_until_ready(self) -> None:
+        assert self._process.stdout is not None
+        if self._process.stdout.readline().decode().strip() != READY:
+            raise CommunicationError("the relay between emulated hosts ended before it passed a frame")
+
     def close(self) -> None:
         assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         try:
             self._process.wait(EXIT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._process.stdout.close()
 
 
 def pass_frames(ends: Sequence[int]) -> None:
@@ -62,6 +79,7 @@ def pass_frames(ends: Sequence[int]) -> None:
     delay_s = 0.0
     with contextlib.suppress(PermissionError):  # it must not wait for a core behind the ranks
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(REAL_TIME_PRIORITY))
+    print(READY, flush=True)
     waiting: deque[tuple[float, int, bytes]] = deque()
     sources = [*ends, 0]
     while True:
