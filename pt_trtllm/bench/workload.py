@@ -175,10 +175,12 @@ class Deadline:
         def ring(signum: int, frame: object) -> None:
             raise TimeUp
 
-        previous = signal.signal(signal.SIGALRM, ring)
-        signal.setitimer(signal.ITIMER_REAL, max(self.left_s, 1e-3))
+        begin, previous = time.monotonic(), signal.signal(signal.SIGALRM, ring)
+        left_s, interval_s = signal.setitimer(signal.ITIMER_REAL, max(self.left_s, 1e-3))
         try:
             yield
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0.0)
             signal.signal(signal.SIGALRM, previous)
+            if left_s:  # somebody else's alarm, which may be due by now
+                signal.setitimer(signal.ITIMER_REAL, max(left_s - (time.monotonic() - begin), 1e-3), interval_s)

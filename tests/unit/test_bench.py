@@ -245,11 +245,19 @@ def test_prompts_depend_on_seed_and_key_only() -> None:
 
 
 def test_a_deadline_interrupts_what_blocks_and_restores_the_alarm() -> None:
+    """Handler and timer: a time limit of the test itself is one."""
+    other = signal.setitimer(signal.ITIMER_REAL, 3600.0, 7200.0)
     before = signal.getsignal(signal.SIGALRM)
     deadline = Deadline(0.05)
-    with pytest.raises(TimeUp), deadline.enforced():
-        time.sleep(60)
-    assert signal.getsignal(signal.SIGALRM) == before
+    try:
+        with pytest.raises(TimeUp), deadline.enforced():
+            time.sleep(60)
+        assert signal.getsignal(signal.SIGALRM) == before
+        left_s, interval_s = signal.getitimer(signal.ITIMER_REAL)
+        assert 0 < left_s < 3600
+        assert interval_s == 7200
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *other)
     with pytest.raises(TimeUp):
         deadline.check()
 
