@@ -30,6 +30,12 @@ class RankMemory:
         return self.weights + self.kv_cache + self.activations + self.runtime
 
 
+def available_bytes() -> int:
+    """Of this host, without swapping: free, or holding nothing but copies of files."""
+    with open("/proc/meminfo") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+
+
 def weight_bytes(checkpoint: CheckpointConfig) -> int:
     """Of the largest rank: all ranks hold the same shapes."""
     mapping, total = checkpoint.mapping, 0

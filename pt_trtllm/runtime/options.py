@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from bisect import bisect_right
 from dataclasses import dataclass
 
 from pt_trtllm.comm.coding import ALGORITHMS, CODECS, Coding
 from pt_trtllm.config import problems_to_error
 from pt_trtllm.engine.bundle import EngineConfig
+from pt_trtllm.engine.memory import available_bytes
 from pt_trtllm.errors import ConfigError
 from pt_trtllm.network.kv_cache import BLOCK_TOKENS, KV_CACHE_DTYPES, block_bytes, cache_type
 from pt_trtllm.network.kv_groups import KvGroup, kv_groups
@@ -113,7 +113,7 @@ class RuntimeOptions:
         groups, most = _groups(config), sum(_columns(config))
         if config.has_fixed_cache:
             return most
-        budget = _available_bytes() * self.kv_cache_free_mem_fraction
+        budget = available_bytes() * self.kv_cache_free_mem_fraction
         costs = [(self._block_bytes_per_host(config, group), self._most_blocks(config, group)) for group in groups]
 
         def cost(common: int) -> int:
@@ -150,7 +150,3 @@ def _groups(config: EngineConfig) -> tuple[KvGroup, ...]:
 def _columns(config: EngineConfig) -> list[int]:
     """Of the block tables of all sequences at their longest."""
     return [-(-config.limits.max_seq_len // BLOCK_TOKENS)] * config.limits.max_batch_size
-
-
-def _available_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")

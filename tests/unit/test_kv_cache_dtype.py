@@ -99,7 +99,7 @@ def test_more_blocks_fit_into_the_same_memory(engine_dir: Path, monkeypatch: pyt
     head_dim = config.checkpoint.model.head_dim
     layers = range(config.checkpoint.model.num_hidden_layers)
     per_block = block_bytes(config.checkpoint.model, config.mapping, torch.float32, KvGroup(None, tuple(layers)))
-    monkeypatch.setattr(runtime_options, "_available_bytes", lambda: 2 * 5 * per_block)
+    monkeypatch.setattr(runtime_options, "available_bytes", lambda: 2 * 5 * per_block)
     sizes = [RuntimeOptions(kv_cache_dtype=dtype).num_blocks(config) for dtype in KV_CACHE_DTYPES]
     more = 5 * 4 * head_dim // (head_dim + 4)
     assert sizes == [(5, 5), (more, more)]

@@ -115,7 +115,7 @@ class FakeRanks:
         return Logits(rows=list(functional.one_hot(ids, 50).float()), finite=True)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 10**6),
     windows=st.sampled_from([(None,), (None, 3), (0,), (6,), (None, 2, 9)]),
@@ -258,7 +258,7 @@ def test_windows_buy_tokens_for_the_same_memory(monkeypatch: pytest.MonkeyPatch)
     for name, pattern in {"full": (GLOBAL,) * 4, "mixed": (LOCAL, LOCAL, LOCAL, GLOBAL)}.items():
         config = config_of(model_of(*pattern, window=32), **limits)
         whole = block_bytes(config.checkpoint.model, config.mapping, torch.float32, KvGroup(None, (0, 1, 2, 3)))
-        monkeypatch.setattr(runtime_options, "_available_bytes", lambda whole=whole: 2 * 24 * whole)
+        monkeypatch.setattr(runtime_options, "available_bytes", lambda whole=whole: 2 * 24 * whole)
         options = RuntimeOptions()
         sizes[name] = options.num_blocks(config)
         assert options.settled(config).num_blocks(config) == sizes[name]

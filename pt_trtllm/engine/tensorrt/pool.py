@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import IO, Any
 
+from pt_trtllm.engine.memory import available_bytes
 from pt_trtllm.errors import EngineError
 
 TICKS = 1000
@@ -25,12 +26,6 @@ LOG_CHARS = 800
 def build_bytes(weight_bytes: int) -> int:
     """Memory that the build of a rank needs at its peak."""
     return 2 * weight_bytes + BUILDER_BYTES
-
-
-def available_bytes() -> int:
-    """Memory that can be had without swapping."""
-    with open("/proc/meminfo") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
 
 
 def num_workers(wanted: int, num_ranks: int, weight_bytes: int) -> int:
