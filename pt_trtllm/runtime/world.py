@@ -101,6 +101,7 @@ class World:
         self._send({"type": "stats"})
         answer = self._stats.get()
         if isinstance(answer, PtError):
+            self._stats.put(answer)  # for all who ask later, and at the same time
             raise answer
         return answer
 

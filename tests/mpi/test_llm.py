@@ -184,8 +184,9 @@ def test_a_killed_rank_fails_every_request_in_flight_and_all_later_ones(engines:
             thread.join(timeout=60)
         assert len(failures) == 4
         assert f"rank 1 (pid {victim}) died without a message" in str(failures[0])
-        with pytest.raises(CommunicationError, match="died without a message"):
-            llm.generate([[1]])
+        for ask_again in (lambda: llm.generate([[1]]), llm.stats, llm.stats):
+            with pytest.raises(CommunicationError, match="died without a message"):
+                ask_again()
 
 
 def _pid_of_rank(llm: LLM, rank: int) -> int:
