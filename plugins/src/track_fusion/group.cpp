@@ -16,6 +16,9 @@ namespace {
 // puts two ranks on one core, all of it is lost in every wait. With fewer cores than ranks that is always so.
 constexpr int kSpinLimit = 400;
 constexpr int kSpinLimitOversubscribed = 64;
+// Two seconds for a peer that has begun to say why it gives up.
+constexpr int kReasonPollUs = 100;
+constexpr int kReasonPolls = 20000;
 
 void check_size(const char* where, int size) {
   PT_REQUIRE(size >= 1 && size <= PT_TRACK_FUSION_MAX_RANKS, "%s: size is %d, expected 1 to %d", where, size,
@@ -169,8 +172,9 @@ void Group::publish_abort(const char* reason) noexcept {
 }
 
 Error Group::aborted_by_peer() const {
-  // The writer needs a moment between claiming the reason and completing it; it may also have died in between.
-  for (int attempt = 0; attempt < 100; ++attempt) {
+  // The writer needs a moment between claiming the reason and completing it, a long one where it has lost its core; it
+  // may also have died in between.
+  for (int attempt = 0; attempt < kReasonPolls; ++attempt) {
     if (header().abort_state.load(std::memory_order_acquire) == AbortState::kReady) {
       const std::string reason(header().abort_reason, ::strnlen(header().abort_reason, sizeof(Header::abort_reason)));
       return Error(PT_ABORTED,
@@ -178,7 +182,7 @@ Error Group::aborted_by_peer() const {
                                operation_name(record_.operation), static_cast<unsigned long long>(call_),
                                header().abort_rank, reason.c_str()));
     }
-    ::usleep(100);
+    ::usleep(kReasonPollUs);
   }
   return Error(PT_ABORTED,
                format_text("track_fusion: rank %d stopped in %s (call %llu): a peer aborted the group and "

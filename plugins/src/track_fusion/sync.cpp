@@ -125,6 +125,7 @@ void Group::check_peers(int peer, uint32_t epoch, double waited_s) {
     if (state == AttachState::kClosed) {
       // A rank that is done may leave; only a step that still needs it fails. Its last post came before it closed.
       if (other == peer && !reached(flag(peer).epoch.load(std::memory_order_acquire), epoch)) {
+        if (header().abort_state.load(std::memory_order_acquire) != AbortState::kNone) throw aborted_by_peer();
         fail_waiting(PT_PEER_LOST, peer, waited_s, "it has closed the group");
       }
       continue;
