@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstring>
 
 #include "check.h"
@@ -29,7 +30,7 @@ void a_late_rank_is_named_as_alive() {
 }
 
 void different_calls_are_a_mismatch() {
-  testing::run_ranks(2, 4096, 10.0, [](Group& group, int rank) {
+  testing::run_ranks(2, 4096, 60.0, [](Group& group, int rank) {
     float x[4] = {};
     const Error error = testing::caught([&] {
       if (rank == 0) group.broadcast(x, 16, 0, -1);
@@ -43,7 +44,7 @@ void different_calls_are_a_mismatch() {
 }
 
 void an_abort_ends_an_unlimited_wait() {
-  testing::run_ranks(2, 4096, 10.0, [](Group& group, int rank) {
+  testing::run_ranks(2, 4096, 60.0, [](Group& group, int rank) {
     if (rank == 1) {
       ::usleep(100000);
       group.abort("the operator said so");
@@ -56,7 +57,7 @@ void an_abort_ends_an_unlimited_wait() {
 }
 
 void a_closed_rank_is_lost() {
-  testing::run_ranks(2, 4096, 10.0, [](Group& group, int rank) {
+  testing::run_ranks(2, 4096, 60.0, [](Group& group, int rank) {
     group.barrier(-1);
     if (rank == 1) {
       group.close();
@@ -69,9 +70,13 @@ void a_closed_rank_is_lost() {
 }
 
 void polling_does_no_harm() {
-  testing::run_ranks(2, 4096, 10.0, [](Group& group, int rank) {
-    if (rank == 1) CHECK(!group.poll(0, 0.05));
-    if (rank == 0) ::usleep(200000);
+  std::atomic<bool> polled = false;
+  testing::run_ranks(2, 4096, 60.0, [&](Group& group, int rank) {
+    if (rank == 1) {
+      CHECK(!group.poll(0, 0.05));
+      polled = true;
+    }
+    while (!polled) ::usleep(1000);
     int value = rank == 0 ? 42 : 0;
     if (rank == 1) {
       while (!group.poll(0, 0.05)) {

@@ -125,7 +125,7 @@ void a_nan_reaches_every_rank() {
 }
 
 void different_codecs_are_a_mismatch() {
-  testing::run_ranks(2, 4096, 10.0, [](Group& group, int rank) {
+  testing::run_ranks(2, 4096, 60.0, [](Group& group, int rank) {
     float x[32] = {};
     const FuseArgs args = {x, nullptr, x, 1, 32, PT_FLOAT32, PT_MEAN, nullptr, 0, PT_FLOAT32, 0, nullptr};
     const Error error = testing::caught([&] {
