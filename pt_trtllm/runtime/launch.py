@@ -25,6 +25,9 @@ WORKER_MODULE = "pt_trtllm.runtime.worker"
 RANK_ENVIRONMENT = {"GOMP_SPINCOUNT": "1000"}
 """Unless set already. How often PyTorch's threads look for work before they sleep. By themselves they spin for some
 milliseconds, and beside anything else that runs they so use up the time of the thread that they wait for."""
+LAUNCHER_GRACE_S = 30.0
+"""For a launcher to end its ranks and remove its own files: a second, and more on a busy machine."""
+RANKS_GRACE_S = 5.0
 
 
 def find_mpirun() -> Path | None:
@@ -70,7 +73,7 @@ def _version(mpirun: Path) -> str:
     return subprocess.run([str(mpirun), "--version"], capture_output=True, text=True, timeout=60, check=False).stdout
 
 
-def stop(process: subprocess.Popen[bytes], job_dir: Path, grace_s: float = 5.0) -> None:
+def stop(process: subprocess.Popen[bytes], job_dir: Path, grace_s: float = LAUNCHER_GRACE_S) -> None:
     """Ends a launcher that is still running, and the ranks on this host that it could not end any more."""
     if process.poll() is None:
         process.terminate()
@@ -79,7 +82,7 @@ def stop(process: subprocess.Popen[bytes], job_dir: Path, grace_s: float = 5.0) 
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-    give_up = time.monotonic() + grace_s
+    give_up = time.monotonic() + RANKS_GRACE_S
     while (ranks := _processes_naming(job_dir)) and time.monotonic() < give_up:
         for pid in ranks:
             with contextlib.suppress(ProcessLookupError):

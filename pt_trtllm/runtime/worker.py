@@ -112,8 +112,9 @@ def main() -> None:
             Path(tokenizer_dir[0]) if tokenizer_dir else None,
         )
     except BaseException as error:
-        traceback.print_exc()
+        # First what the launcher looks for: a rank that lost a peer is ended a moment later.
         _write_status(world_dir, rank, state="failed", pid=os.getpid(), kind=type(error).__name__, message=str(error))
+        traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)  # MPI_Finalize would wait for ranks that will not come; the launcher ends them
     _write_status(world_dir, rank, state="done", pid=os.getpid())
