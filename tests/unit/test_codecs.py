@@ -28,7 +28,7 @@ codecs = pytest.mark.parametrize("codec", CODECS[1:])
 
 
 @codecs
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rows=st.integers(0, 5),
     hidden=st.integers(1, 300),

@@ -49,7 +49,7 @@ def check_grows_to_the_whole(tokenizer: Tokenizer, ids: list[int]) -> None:
     assert text + detokenizer.finish() == whole
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(
         st.one_of(st.integers(0, VOCAB_SIZE + 5), st.sampled_from(BROKEN), st.integers(3, 258)), min_size=0, max_size=80
@@ -59,13 +59,13 @@ def test_pieces_of_random_tokens_join_to_the_whole(ids: list[int]) -> None:
     check_grows_to_the_whole(BYTE_LEVEL, ids)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(ids=st.lists(st.one_of(st.integers(0, 261), st.integers(257, 261)), max_size=60))
 def test_pieces_of_byte_fallback_tokens_join_to_the_whole(byte_fallback: Tokenizer, ids: list[int]) -> None:
     check_grows_to_the_whole(byte_fallback, ids)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text(max_size=60))
 def test_characters_come_whole(text: str) -> None:
     ids = BYTE_LEVEL.encode(text, add_special_tokens=False)
@@ -103,7 +103,7 @@ def cut(text: str, stops: list[str], include: bool) -> str:
     return text
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     text=st.text("ab é€", max_size=40),
     stops=st.lists(st.text("ab é€", min_size=1, max_size=5), min_size=1, max_size=3),
@@ -162,7 +162,7 @@ def test_an_answer_keeps_the_blank_between_prompt_and_first_word(byte_fallback: 
     assert byte_fallback.decode(prompt) + answer.visible == byte_fallback.decode([*prompt, 260]) == "ab the"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.integers(3, VOCAB_SIZE - 1), max_size=12), st.lists(st.integers(3, VOCAB_SIZE - 1), max_size=30))
 def test_prompt_and_answer_join_to_the_whole(prompt: list[int], ids: list[int]) -> None:
     before, whole = BYTE_LEVEL.decode(prompt), BYTE_LEVEL.decode([*prompt, *ids])

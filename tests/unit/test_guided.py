@@ -53,7 +53,7 @@ def answer(params: SamplingParams, seed: int, limit: int = 200) -> str:
     return TOKENIZER.decode(tokens)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10**6), temperature=st.sampled_from([None, 0.7, 1.5]))
 def test_answers_are_json_of_their_schema(seed: int, temperature: float | None) -> None:
     data = json.loads(answer(SamplingParams(guided_json=SCHEMA, temperature=temperature, seed=seed), seed))  # type: ignore[arg-type]
@@ -62,7 +62,7 @@ def test_answers_are_json_of_their_schema(seed: int, temperature: float | None) 
     assert len(data["name"]) <= 12
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10**6), penalty=st.sampled_from([1.0, 1.5]))
 def test_answers_match_their_expression(seed: int, penalty: float) -> None:
     pattern = r"[A-Z][a-z]{2,8}, (17|18)[0-9]{2}"

@@ -34,7 +34,7 @@ def gather(logits: torch.Tensor, top_k: list[int], num_ranks: int) -> Logits:
     return unpack(torch.cat(packed, dim=1), batch, head_rows=head_rows, vocab_size=vocab_size)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     vocab_size=st.integers(1, 40),
     num_ranks=st.integers(1, 5),

@@ -132,14 +132,14 @@ cases = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(case=cases)
 def test_ragged_batches_equal_the_float64_reference(case: Case) -> None:
     for s, output in enumerate(case.run()):
         assert_close(output, case.expected(s), TOLERANCES[case.dtype], f"sequence {s} of {case.sequences}")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(case=cases, data=st.data())
 def test_chunks_batch_and_threads_do_not_change_a_bit(case: Case, data: st.DataObject) -> None:
     together = case.run()

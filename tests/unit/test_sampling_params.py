@@ -58,7 +58,7 @@ def test_logit_bias_comes_before_penalties() -> None:
     assert Sampler(params, [4], 6, frozenset()).next_token(LOGITS, 0) == 1
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=3), min_size=1, max_size=4), st.booleans())
 def test_bad_words_are_never_produced_and_nothing_else_changes(rows: list[list[int]], greedy: bool) -> None:
     temperature = None if greedy else 2.0

@@ -140,7 +140,7 @@ REQUESTS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     requests=REQUESTS,
     slots=st.integers(1, 4),

@@ -133,7 +133,7 @@ class Oracle:
     def close(self) -> None: ...
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     seed=st.integers(0, 10**6),
     spoil=st.sampled_from([0.0, 0.3, 1.0]),
