@@ -83,7 +83,7 @@ def test_the_creator_registers_and_nothing_waits_for_a_peer_while_building(trt: 
 @pytest.mark.parametrize("codec", ["none", "int4"])
 def test_two_ranks_fuse_through_the_layer(trt: Any, codec: str) -> None:
     """Ranks of one process need names of their own: the engine's name is that of its rank's channel."""
-    exchange = ThreadExchange(2, timeout_s=10.0)
+    exchange = ThreadExchange(2, timeout_s=60.0)
 
     def rank_main(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
         options: dict[str, Any] = {"provider": "host_threads", "timeout_s": 20.0}

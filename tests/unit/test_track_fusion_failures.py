@@ -62,21 +62,22 @@ def test_a_killed_rank_is_named_by_all_others(pool: procs.RankPool) -> None:
 
 
 def test_all_ranks_killed_leave_no_name_behind(pool: procs.RankPool) -> None:
+    before = segments()
     job = pool.start(2, procs.reduce_for_ever, 0.0)
     for rank in (0, 1):
         job.kill(rank)
-    assert not segments()
+    assert segments() <= before
 
 
 def test_a_stopped_rank_is_named_as_alive(pool: procs.RankPool) -> None:
-    job = pool.start(2, procs.reduce_for_ever, 1.0)
+    job = pool.start(2, procs.reduce_for_ever, 5.0)
     time.sleep(0.2)
     os.kill(job.pid(1), signal.SIGSTOP)
     try:
         error = job.error(0)
     finally:
         os.kill(job.pid(1), signal.SIGCONT)
-    assert re.search(rf"rank 0 waited 1\.\d s for rank 1 \(pid {job.pid(1)}, call \d+\)", error)
+    assert re.search(rf"rank 0 waited \d+\.\d s for rank 1 \(pid {job.pid(1)}, call \d+\)", error)
     assert "the process is alive but did not arrive" in error
     assert "rank 0 aborted the group: track_fusion: rank 0 waited" in job.error(1)
 
@@ -107,7 +108,11 @@ def test_an_abort_reaches_a_rank_that_waits_for_ever(pool: procs.RankPool) -> No
 
 
 def test_a_failed_group_repeats_its_first_reason(pool: procs.RankPool) -> None:
-    first, second, third = pool.run(2, procs.keep_failing, timeout_s=0.3)[0]
+    job = pool.start(2, procs.keep_failing, timeout_s=0.3)
+    succeeded, errors = job.outcome(0)
+    job.kill(1)
+    assert succeeded, errors
+    first, second, third = errors
     assert "in barrier: the process is alive but did not arrive" in first
     for later in (second, third):
         assert later == f"track_fusion: the group failed earlier and cannot be used any more: {first}"
@@ -133,7 +138,7 @@ def test_an_idle_rank_still_runs_its_signal_handlers(pool: procs.RankPool) -> No
 
 def test_a_rank_that_never_attaches_is_named(pool: procs.RankPool) -> None:
     with ShmGroup.create(size=2, timeout_s=0.2) as group:
-        with pytest.raises(CommunicationError, match=r"rank 0 waited 0\.2 s in unlink: 1 of 2 ranks have attached"):
+        with pytest.raises(CommunicationError, match=r"rank 0 waited \d+\.\d s in unlink: 1 of 2 ranks have attached"):
             group.unlink()
         with pytest.raises(CommunicationError, match=r"for rank 1 \(pid 0, call 1\) in barrier: it has not attached"):
             group.barrier()
@@ -179,19 +184,30 @@ def test_a_segment_that_does_not_fit_is_refused_with_the_space_needed(pool: proc
         ShmGroup.create(size=64, capacity_bytes=capacity_bytes)
 
 
+def refusal_to_unlink(group: ShmGroup) -> str:
+    """A call that harms nothing while a rank is missing."""
+    with pytest.raises(CommunicationError) as caught:
+        group.unlink(timeout_s=0.001)
+    return str(caught.value)
+
+
 def test_a_second_thread_is_refused_and_may_abort(pool: procs.RankPool) -> None:
     group = ShmGroup.create(size=2, timeout_s=30.0)
     errors: list[str] = []
 
     def wait() -> None:
-        try:
-            group.barrier()
-        except CommunicationError as error:
-            errors.append(str(error))
+        while not errors:
+            try:
+                group.barrier()
+            except CommunicationError as error:
+                if "in use by another thread" not in str(error):  # by the one that asks whether this one waits
+                    errors.append(str(error))
 
     thread = threading.Thread(target=wait)
     thread.start()
-    time.sleep(0.2)
+    while "in use by another thread" not in refusal_to_unlink(group):
+        assert not errors
+        time.sleep(0.01)
     with pytest.raises(CommunicationError, match="in use by another thread"):
         group.barrier()
     with pytest.raises(CommunicationError, match="in use by another thread"):

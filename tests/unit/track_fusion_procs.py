@@ -22,7 +22,7 @@ import torch
 from pt_trtllm.comm.track_fusion import ShmGroup
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-DEADLINE_S = 60.0
+DEADLINE_S = 120.0
 """Only ends a hang."""
 
 
@@ -362,8 +362,7 @@ def abort_on_rank_one(group: ShmGroup) -> None:
 def keep_failing(group: ShmGroup) -> list[str]:
     """After a time-out every later call repeats the reason at once, and arguments are still checked first."""
     if group.rank == 1:
-        time.sleep(1.0)
-        return []
+        time.sleep(3600)
     errors = []
     for call in (group.barrier, lambda: group.fuse(torch.ones(1, 4)), lambda: group.gather(torch.ones(1, 4))):
         try:
