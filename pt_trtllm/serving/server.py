@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import secrets
 import signal
 import socket
@@ -169,8 +170,7 @@ class TritonServer:
             if self._wait_until_ready():
                 return
             chosen_here = not all((self.options.grpc_port, self.options.http_port, self.options.metrics_port))
-            taken = "Address already in use" in self.log_tail(60)
-            if not (chosen_here and taken and attempt < START_ATTEMPTS):
+            if not (chosen_here and self._port_was_taken() and attempt < START_ATTEMPTS):
                 raise ServingError(f"tritonserver ended with {self._process.returncode}; {self._explanation()}")
 
     def _launch(self, repository: Path, binary: ServerBinary) -> None:
@@ -193,6 +193,7 @@ class TritonServer:
             *options.extra,
         ]  # fmt: skip
         with self.log_file.open("ab") as log:
+            self._log_start = log.tell()
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=binary.environment() | control,
                 start_new_session=True, preexec_fn=_end_with_parent,
@@ -204,10 +205,17 @@ class TritonServer:
         while time.monotonic() < give_up:
             if self._process.poll() is not None:
                 return False
-            if self.is_ready():
+            if self.is_ready() and not self._port_was_taken():  # its last port, that of the metrics: it is ending
                 return True
             time.sleep(0.1)
         raise ServingError(f"tritonserver was not ready after {self.options.load_timeout_s:g} s; {self._explanation()}")
+
+    def _port_was_taken(self) -> bool:
+        """Each of the server's services says so in the same words. All attempts write to one log."""
+        with contextlib.suppress(OSError), self.log_file.open("rb") as log:
+            log.seek(self._log_start)
+            return re.search(rb"Socket '\S+' already in use", log.read()) is not None
+        return False
 
     def _explanation(self) -> str:
         """Why a model could not be loaded, or the log's end."""

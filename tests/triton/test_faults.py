@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -14,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -211,9 +214,28 @@ def test_a_server_that_is_killed_leaves_nothing(repository: Path) -> None:
     wait_until_gone(started)
 
 
-def test_a_server_that_cannot_start_says_why(repository: Path, tmp_path: Path) -> None:
-    import shutil
+@pytest.mark.parametrize("which", ["grpc_port", "http_port"])
+def test_a_port_that_is_taken_meanwhile_is_chosen_again(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    """Models are loaded between the choice of ports and their use."""
+    shutil.copytree(repository / "preprocessing", tmp_path / "preprocessing")
+    launch = TritonServer._launch
+    tried: list[int] = []
 
+    def take_and_launch(server: TritonServer, *arguments: Any) -> None:
+        tried.append(getattr(server, which))
+        if len(tried) == 1:
+            other.bind(("127.0.0.1", tried[0]))
+        launch(server, *arguments)
+
+    monkeypatch.setattr(TritonServer, "_launch", take_and_launch)
+    with socket.socket() as other, start_server(tmp_path) as server:
+        assert server.is_ready()
+        assert tried == [other.getsockname()[1], getattr(server, which)]
+
+
+def test_a_server_that_cannot_start_says_why(repository: Path, tmp_path: Path) -> None:
     ports = ("--grpc-port", 0, "--http-port", 0, "--metrics-port", 0)
     shutil.copytree(repository, tmp_path / "repository")
     shutil.copytree(repository.parent / "engine", tmp_path / "engine")
