@@ -16,11 +16,20 @@ pytestmark = [
     pytest.mark.skipif(find_browser() is None, reason="no Chromium on this machine (Debian: apt-get install chromium)"),
 ]
 
-READY = "document.querySelector('#health').dataset.state === 'ready'"
+READY = "modelName && document.querySelector('#health').dataset.state === 'ready'"
 ENDED = "document.querySelectorAll('.facts button').length"
 ANSWER = "[...document.querySelectorAll('.assistant .text')].at(-1).textContent"
 FACTS = "[...document.querySelectorAll('.facts')].at(-1).textContent"
 WIDTHS = (1440, 1100, 768, 390, 320)
+ATTEMPTS = 10
+"""An answer takes less than a second: on a busy machine, now and then, it has ended before anybody looks."""
+WATCHED = """window.seen?.disconnect(), window.lengths = new Set(), (window.seen = new MutationObserver(() => {
+  const shown = document.querySelector('.assistant[aria-busy=true] .text')?.textContent.length;
+  if (shown) lengths.add(shown);
+  const { x, y, width, height } = by('stop').getBoundingClientRect();
+  if (shown > %d) document.elementFromPoint(x + width / 2, y + height / 2).click();
+})).observe(by('log'), {childList: true, subtree: true})"""
+"""Notes the lengths of an answer that has not ended, and stops it when it is longer than this."""
 
 Visit = Callable[[Page], Awaitable[None]]
 
@@ -48,21 +57,25 @@ def test_a_visitor_chats_watches_the_tokens_and_the_charts(openai_front_end: Fro
         assert await page.evaluate("document.querySelector('h1').textContent") == "tiny-pt"
         assert await page.evaluate("mode()") == "continue"  # the example model was never taught to chat
         await choose(page, "chat")
-        await page.evaluate("document.querySelector('#max_tokens').value = 60")
-        await page.click("#prompt")
-        await page.type("What is a truth?")
-        await page.press("Enter")
-        lengths = []
-        while not await page.evaluate(ENDED):
-            lengths.append(len(await page.evaluate(f"document.querySelector('.assistant') ? {ANSWER} : ''")))
-        assert len(set(lengths)) > 3, "the answer did not grow before the visitor's eyes"
+        for seed in range(ATTEMPTS):
+            await page.evaluate(f"by('max_tokens').value = 400, by('seed').value = {seed}, {WATCHED % 10**6}")
+            await page.click("#clear")
+            await page.click("#prompt")
+            await page.type("What is a truth?")
+            await page.press("Enter")
+            await page.until(ENDED)
+            if await page.evaluate("lengths.size") > 1 and "400 tokens" in await page.evaluate(FACTS):
+                break
+        else:
+            pytest.fail("no answer of 400 tokens grew before the visitor's eyes")
         facts = await page.evaluate(FACTS)
-        assert facts.startswith("60 tokens")
+        assert facts.startswith("400 tokens")
         assert "tokens/s" in facts
         assert "first after" in facts
         assert "ended at max tokens" in facts
 
         # The next question goes out with the conversation so far.
+        await page.evaluate("by('max_tokens').value = 20")
         await page.type("And another?")
         await page.press("Enter")
         await page.until(f"{ENDED} === 4")
@@ -81,15 +94,20 @@ def test_a_visitor_chats_watches_the_tokens_and_the_charts(openai_front_end: Fro
 
 def test_stop_ends_an_answer_and_the_options_reach_the_server(openai_front_end: FrontEnd) -> None:
     async def steps(page: Page) -> None:
-        await page.evaluate("Object.assign(document.querySelector('#max_tokens'), {value: 480})")
-        await page.click("#prompt")
-        await page.type("She had never been")
-        await page.click("#send")
-        await page.until(f"document.querySelector('.assistant') && {ANSWER}.length > 30")
-        await page.click("#stop")
-        await page.until(ENDED)
-        assert "stopped by you" in await page.evaluate(FACTS)
+        for seed in range(ATTEMPTS):
+            await page.evaluate(f"by('max_tokens').value = 480, by('seed').value = {seed}, {WATCHED % 30}")
+            await page.click("#clear")
+            await page.click("#prompt")
+            await page.type("She had never been")
+            await page.click("#send")
+            await page.until(ENDED)
+            if "stopped by you" in await page.evaluate(FACTS):
+                break
+        else:
+            pytest.fail("no answer was stopped")
         assert (await page.evaluate(ANSWER)).startswith("She had never been")
+        await page.evaluate("seen.disconnect()")
+        await page.click("#clear")
 
         # With a seed, "Ask again" gives the same text; shading shows every token's probability.
         await page.evaluate(
@@ -97,7 +115,7 @@ def test_stop_ends_an_answer_and_the_options_reach_the_server(openai_front_end: 
             "by('show_probabilities').click()"
         )
         answers = []
-        for count in (4, 6):
+        for count in (2, 4):
             await page.type("It is")
             await page.press("Enter")
             await page.until(f"{ENDED} === {count}")
@@ -114,6 +132,23 @@ def test_stop_ends_an_answer_and_the_options_reach_the_server(openai_front_end: 
         await page.until("document.querySelector('.failure')")
         assert "top_p is -1" in await page.evaluate("document.querySelector('.failure').textContent")
         page.problems.clear()  # the browser's own note about the 400
+
+    visit(openai_front_end, steps)
+
+
+def test_an_answer_offers_nothing_before_it_has_ended(openai_front_end: FrontEnd) -> None:
+    """Its reason comes before its last events: who asks again meanwhile would not be heard."""
+    made = """(() => {
+      const answer = new Answer("chat", "a"), count = () => answer.root.querySelectorAll("button").length;
+      answer.take({ choices: [{ delta: { content: "b" }, finish_reason: "stop" }] });
+      answer.draw();
+      const before = count();
+      answer.end();
+      return [before, count()];
+    })()"""
+
+    async def steps(page: Page) -> None:
+        assert await page.evaluate(made) == [0, 2]
 
     visit(openai_front_end, steps)
 
@@ -143,6 +178,7 @@ def test_the_page_fits_every_width_in_both_schemes(openai_front_end: FrontEnd) -
         grounds.append(await page.evaluate("getComputedStyle(document.body).backgroundColor"))
         for width in WIDTHS:
             await page.resize(width, 800)
+            await page.until(f"document.documentElement.clientWidth === {width}")
             views = ["chat"] if width > 980 else ["chat", "options", "live"]
             for view in views:
                 if width <= 980:

@@ -110,7 +110,7 @@ class Answer {
   }
 
   buttons() {
-    if (!this.reason) return [];
+    if (!this.ended || !this.reason) return [];
     const button = (label, action) => element("button", { type: "button", textContent: label, onclick: action });
     const copy = button("Copy", async () => {
       await navigator.clipboard.writeText((this.kind === "continue" ? this.prompt : "") + this.text);
@@ -127,6 +127,7 @@ class Answer {
   }
 
   end(error) {
+    this.ended = true;
     this.root.classList.remove("waiting");
     this.root.setAttribute("aria-busy", "false");
     if (error?.name === "AbortError") this.reason = "stopped";
