@@ -187,7 +187,7 @@ class CoreModel:
 
     def _publish_stats(self) -> None:
         while not self._closing.wait(self._stats_period_s):
-            self._metrics.update(self._engine.stats(), self._engine.num_in_flight)
+            self._metrics.update(self._engine.stats(), len(self._owners))  # those that are not yet counted as ended
 
     def _leave_with_server(self, server_pid: int) -> None:
         """A server that was killed cannot end its models; they must not outlive it."""
