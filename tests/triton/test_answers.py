@@ -20,6 +20,8 @@ pytestmark = pytest.mark.triton
 
 PROMPT = "It is a truth"
 MODELS = ("ensemble", "tensorrt_llm_bls")
+LONG, ATTEMPTS = SamplingParams(max_tokens=480, ignore_eos=True), 10
+"""Even so long an answer takes less than a second: whoever has to be in time for it tries again."""
 OPTIONS = {
     "greedy": SamplingParams(max_tokens=24),
     "sampled": SamplingParams(max_tokens=24, temperature=0.9, top_k=50, top_p=0.95, seed=7),
@@ -46,7 +48,16 @@ def test_streamed_and_whole_answers_are_those_of_run(server: TritonServer, llm: 
     assert tuple(token for chunk in chunks for token in chunk.token_ids) == whole.token_ids
     assert [chunk.finish_reason for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
     assert chunks[-1].finish_reason == whole.finish_reason
-    assert len(chunks) > 1
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_long_answers_come_in_pieces(server: TritonServer, model: str) -> None:
+    """Tokens that are ready together travel together: on a busy machine, now and then, all of them."""
+    with Client(server.grpc_url, model=model) as client:
+        assert any(len(list(client.stream(PROMPT, LONG))) > 1 for _ in range(ATTEMPTS))
+    url = f"{server.http_url}/v2/models/{model}/generate_stream"
+    body = {"text_input": PROMPT, "max_tokens": LONG.max_tokens, "ignore_eos": True, "stream": True}
+    assert any(len(server_sent_events(post(url, body)[1])) > 1 for _ in range(ATTEMPTS))
 
 
 def test_token_ids_go_to_the_core_alone(client: Client, llm: LLM) -> None:
@@ -87,7 +98,7 @@ def test_http_generate_and_generate_stream(server: TritonServer, llm: LLM, model
     events = server_sent_events(post(f"{url}/generate_stream", nested)[1])
     assert "".join(event["text_output"] for event in events) == expected.text
     assert events[-1]["finish_reason"] == "length"
-    assert 1 < len(events) <= 10  # tokens that are ready together travel together
+    assert len(events) <= 10  # tokens that are ready together travel together
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -184,10 +195,10 @@ def test_text_that_is_not_utf8_is_refused(server: TritonServer) -> None:
 
 
 def test_time_outs_and_stop_requests_end_streams_normally(server: TritonServer, client: Client) -> None:
-    long = SamplingParams(max_tokens=240, ignore_eos=True)
-    assert client.generate(PROMPT, long, timeout_s=0.02).finish_reason == "timeout"
+    reasons = (client.generate(PROMPT, LONG, timeout_s=0.02).finish_reason for _ in range(ATTEMPTS))
+    assert "timeout" in reasons
     with pytest.raises(ServingError, match="timeout_s"):
-        client.generate(PROMPT, long, timeout_s=-1.0)
+        client.generate(PROMPT, LONG, timeout_s=-1.0)
     with pytest.raises(triton.InferenceServerException, match="stop needs the id"):
         stop(server, "")
     stop(server, "nobody has this id")

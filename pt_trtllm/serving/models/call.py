@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -56,7 +57,7 @@ class Call:
         self.options = options
         self.parts: dict[Answer, Part] = {}
         self.arrival_ns = time.time_ns()
-        self.deadline = None if options.timeout_s is None else time.monotonic() + options.timeout_s
+        self.deadline = math.inf if options.timeout_s is None else time.monotonic() + options.timeout_s
         self.done = False
         self._many_prompts, self._many_samples = num_prompts > 1, num_samples > 1
         self._sender = triton_request.get_response_sender()

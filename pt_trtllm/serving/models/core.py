@@ -42,6 +42,8 @@ class CoreModel:
         self._news: queue.SimpleQueue[Answer | None] = queue.SimpleQueue()
         self._owners: dict[Answer, Call] = {}
         self._stops: list[str] = []
+        self._next_check = time.monotonic()
+        """When the sender looks at all calls again: soon, and when one of them is out of time."""
         self._engine = EngineSupervisor(_settings(values), self._report)
         self._health = HealthSignal()
         folder = env.TRITON_CONTROL_DIR.get()
@@ -91,6 +93,10 @@ class CoreModel:
         with self._lock:
             self._calls[call.stream_id] = call
             self._owners.update(dict.fromkeys(answers, call))
+            is_next = call.deadline < self._next_check
+            self._next_check = min(self._next_check, call.deadline)
+        if is_next:
+            self._news.put(answers[0])  # the sender waits for what was next before
         try:
             ids = self._engine.submit([(answer.request, answer) for answer in answers])
         except BaseException:
@@ -125,18 +131,16 @@ class CoreModel:
 
     def _send_all(self) -> None:
         """The only thread that talks to Triton about running requests."""
-        next_check = time.monotonic() + self._period_s
         while True:
             try:
-                answer = self._news.get(timeout=max(0.0, next_check - time.monotonic()))
+                answer = self._news.get(timeout=max(0.0, self._next_check - time.monotonic()))
                 if answer is None:
                     return
                 self._send(answer)
             except queue.Empty:
                 pass
-            if time.monotonic() >= next_check:
+            if time.monotonic() >= self._next_check:
                 self._check_calls()
-                next_check = time.monotonic() + self._period_s
 
     def _send(self, answer: Answer) -> None:
         call = self._owners.get(answer)
@@ -161,8 +165,11 @@ class CoreModel:
             is_stopped = order == END or call.request_id in stops or call.stream_id in stops
             if is_stopped or call.is_cancelled():
                 self._cancel(call, CANCELLED)
-            elif call.deadline is not None and now > call.deadline:
+            elif now > call.deadline:
                 self._cancel(call, TIMEOUT)
+        with self._lock:
+            deadlines = [call.deadline for call in self._calls.values() if call.deadline >= now]
+            self._next_check = min([now + self._period_s, *deadlines])
 
     def _cancel(self, call: Call, reason: str) -> None:
         for answer in call.parts:
