@@ -23,7 +23,7 @@ CORE = "tensorrt_llm"
 SERVER_GRACE_S = 10.0
 """A server ends a request at its timeout, with what it has; one that is this late is lost."""
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.1, 2.0
-READY_TIMEOUT_S = 5.0
+READY_TIMEOUT_S = 30.0
 NOT_TAKEN = (QUEUE_IS_FULL, IS_RESTARTED)
 CHANNEL = (
     ("grpc.max_send_message_length", -1),
