@@ -179,7 +179,7 @@ class World:
             # Ranks that noticed a failure are on their way out; their launcher ends the rest.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(FAILURE_GRACE_S)
-            stop(self._process, self.folder)
+            stop(self._process, self.folder, grace_s=FAILURE_GRACE_S)  # requests in flight wait for the reason
             self._fail(explain_failure(self.folder, self.config.mapping.world_size, self._command))
 
     def _fail(self, failure: PtError) -> None:

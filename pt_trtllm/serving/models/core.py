@@ -95,7 +95,7 @@ class CoreModel:
             self._owners.update(dict.fromkeys(answers, call))
             is_next = call.deadline < self._next_check
             self._next_check = min(self._next_check, call.deadline)
-        if is_next:
+        if is_next and answers:
             self._news.put(answers[0])  # the sender waits for what was next before
         try:
             ids = self._engine.submit([(answer.request, answer) for answer in answers])
