@@ -19,8 +19,10 @@ from pt_trtllm.serving.supervisor import EngineSettings, EngineSupervisor, Unava
 pytestmark = pytest.mark.mpi
 
 LONG_PROMPT = 32_000
-"""Tokens of one step that takes seconds: attention looks at each pair of them."""
-SOON_S = 60.0
+"""Tokens of one step that takes a minute of a core: attention looks at each pair of them."""
+STEP_TIMEOUT_S = 10.0
+"""Short beside that step, long beside any pause of a short one."""
+SOON_S = 120.0
 
 
 def ask(engine: EngineSupervisor, length: int) -> Any:
@@ -32,6 +34,13 @@ def ask(engine: EngineSupervisor, length: int) -> Any:
         event = events.get(timeout=SOON_S)
         if isinstance(event, BaseException) or event[2]:
             return event
+
+
+def answer_or_refusal(engine: EngineSupervisor) -> Any:
+    try:
+        return ask(engine, 4)
+    except Unavailable as error:
+        return error
 
 
 def test_an_engine_without_progress_is_ended_and_started_again(tmp_path: Path) -> None:
@@ -47,16 +56,15 @@ def test_an_engine_without_progress_is_ended_and_started_again(tmp_path: Path) -
         if is_ready:
             is_back.set()
 
-    engine = EngineSupervisor(EngineSettings(engine_dir=engine_dir, step_timeout_s=2.0), on_change)
+    engine = EngineSupervisor(EngineSettings(engine_dir=engine_dir, step_timeout_s=STEP_TIMEOUT_S), on_change)
     try:
         assert not isinstance(ask(engine, 4), BaseException)
         failure = ask(engine, LONG_PROMPT)
         assert isinstance(failure, PtError)
-        assert "no token came for 2 s with 1 requests in flight (step_timeout_s)" in str(failure)
+        assert "no token came for 10 s with 1 requests in flight (step_timeout_s)" in str(failure)
         assert engine.num_in_flight == 0
-        if not is_back.is_set():
-            with pytest.raises(Unavailable, match="no token came"):
-                ask(engine, 4)
+        meanwhile = answer_or_refusal(engine)  # an answer if it is back already
+        assert isinstance(meanwhile, tuple) or "no token came" in str(meanwhile)
         assert is_back.wait(SOON_S)
         assert not isinstance(ask(engine, 4), BaseException)
     finally:
