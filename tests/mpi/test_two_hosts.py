@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from safetensors.torch import load_file
 
 from pt_trtllm.errors import ConfigError
+from pt_trtllm.testing import hosts as hosts_module
 from pt_trtllm.testing.cases import BASE
 from pt_trtllm.testing.cli import check_cli
 from pt_trtllm.testing.hosts import Hosts, check_available
@@ -80,6 +82,28 @@ def test_a_delayed_link_joins_all_hosts_and_leaves_nothing() -> None:
         assert hosts.how in ("netem", "relay")
         assert hosts.round_trip_s() > 0
         assert len(namespaces_of(os.getpid())) >= 3
+    assert namespaces_of(os.getpid()) == []
+
+
+@pytest.mark.parametrize("last", ["probe", "netem", "10.213.7.1", "10.213.7.2", "switch"])
+def test_an_interruption_while_a_namespace_is_made_leaves_none(monkeypatch: pytest.MonkeyPatch, last: str) -> None:
+    """Made, and its maker does not come to know."""
+    run = hosts_module._run
+
+    def interrupted(*command: str) -> str:
+        output = run(*command)
+        if command[:3] == ("ip", "netns", "add") and command[3].endswith(f"-{last}"):
+            raise KeyboardInterrupt
+        return output
+
+    monkeypatch.setattr(hosts_module, "_run", interrupted)
+    if last == "netem":  # asked only where there is a delay, and a tool for it
+        monkeypatch.setattr(shutil, "which", lambda tool: f"/usr/sbin/{tool}")
+        with pytest.raises(KeyboardInterrupt):
+            hosts_module.has_netem()
+    else:
+        with pytest.raises(KeyboardInterrupt), Hosts(2):
+            pass
     assert namespaces_of(os.getpid()) == []
 
 
