@@ -30,6 +30,8 @@ MAX_SOCKET_PATH = 100
 SHUTDOWN_S = 20.0
 FAILURE_GRACE_S = 5.0
 """For the ranks of a failing world to say why, before they are ended."""
+ABORT_GRACE_S = 5.0
+"""For the launcher of a world that hangs: it may hang as well, and a restart waits for it."""
 INSIDE_MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
@@ -113,7 +115,7 @@ class World:
     def abort(self, reason: str) -> None:
         """Ends a world that hangs. Requests in flight fail with the reason at once."""
         self._fail(CommunicationError(reason))
-        stop(self._process, self.folder, grace_s=1.0)
+        stop(self._process, self.folder, grace_s=ABORT_GRACE_S)
 
     def close(self) -> None:
         """Ends every process of the world; requests still running fail."""

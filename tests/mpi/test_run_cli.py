@@ -134,7 +134,7 @@ class Running:
 
     def outcome(self) -> str:
         """The last line on stderr, once the command has ended."""
-        _, stderr = self.process.communicate(timeout=60)
+        _, stderr = self.process.communicate(timeout=120)
         assert self.process.returncode == 1, stderr
         (line,) = [line for line in stderr.splitlines() if line.strip()]
         return line
@@ -189,7 +189,7 @@ def test_interrupting_the_command_ends_its_ranks(
 ) -> None:
     with Running(engines[2], 2, tmp_path) as running:
         running.process.send_signal(number)
-        running.process.communicate(timeout=60)
+        running.process.communicate(timeout=120)
     assert running.process.returncode == 130
     wait_until_gone(list(running.pids.values()))
     assert list(tmp_path.glob("pt-trtllm-*")) == []
