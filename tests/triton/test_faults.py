@@ -103,9 +103,13 @@ def served(repository: Path) -> Iterator[tuple[subprocess.Popen[bytes], str, Pat
 
 def wait_until_back(server: TritonServer, restarts: float) -> None:
     """Readiness alone can be that before the failure: a model is unloaded before it is loaded as one that fails."""
-    wait_until(lambda: metric(server, "pt_engine_restarts_total") > restarts, BACK_WITHIN_S, "the engine is back")
     with Client(server.grpc_url, model="tensorrt_llm_bls") as client:
-        wait_until(lambda: client.is_ready() and server.is_ready(), BACK_WITHIN_S, "readiness is back")
+
+        def is_back() -> bool:
+            has_restarted = metric(server, "pt_engine_restarts_total") > restarts
+            return has_restarted and client.is_ready() and server.is_ready()
+
+        wait_until(is_back, BACK_WITHIN_S, "readiness is back")
 
 
 @pytest.mark.parametrize(
