@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import http.client
 import os
 import re
 import secrets
@@ -12,7 +13,6 @@ import socket
 import subprocess
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +34,7 @@ TRITON_EXIT_S = 10
 """Triton's own time for models to be unloaded, once nothing is running."""
 START_ATTEMPTS = 3
 """A port that was free a moment ago can be taken by another process."""
+METRICS_PLACE = ("--allow-metrics", "--metrics-address", "--metrics-port")
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 LIBC = ctypes.CDLL(None)
 
@@ -113,11 +114,7 @@ class TritonServer:
         return f"process {lasting[0][0]} ended with {lasting[0][1]}" if lasting else ""
 
     def is_ready(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.http_url}/v2/health/ready", timeout=5) as response:
-                return bool(response.status == 200)
-        except (OSError, urllib.error.URLError):
-            return False
+        return _answers(f"{self.http_url}/v2/health/ready")
 
     def log_tail(self, lines: int = LOG_TAIL_LINES) -> str:
         try:
@@ -205,10 +202,15 @@ class TritonServer:
         while time.monotonic() < give_up:
             if self._process.poll() is not None:
                 return False
-            if self.is_ready() and not self._port_was_taken():  # its last port, that of the metrics: it is ending
+            if self.is_ready() and self._has_metrics():
                 return True
             time.sleep(0.1)
         raise ServingError(f"tritonserver was not ready after {self.options.load_timeout_s:g} s; {self._explanation()}")
+
+    def _has_metrics(self) -> bool:
+        """The server opens this port last: ready without it, it may be about to end."""
+        is_elsewhere = any(argument.startswith(METRICS_PLACE) for argument in self.options.extra)
+        return is_elsewhere or _answers(self.metrics_url)
 
     def _port_was_taken(self) -> bool:
         """Each of the server's services says so in the same words. All attempts write to one log."""
@@ -266,6 +268,15 @@ def _reachable(host: str) -> str:
     """Where a client on this machine finds a server that listens on `host`."""
     name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"[{name}]" if ":" in name else name
+
+
+def _answers(url: str) -> bool:
+    """Another program on that port may say anything, or nothing."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return bool(response.status == 200)
+    except (OSError, http.client.HTTPException):
+        return False
 
 
 def _ports(options: ServerOptions) -> Sequence[int]:

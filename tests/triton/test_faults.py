@@ -233,7 +233,7 @@ def test_a_server_that_is_killed_leaves_nothing(repository: Path) -> None:
     wait_until_gone(started)
 
 
-@pytest.mark.parametrize("which", ["grpc_port", "http_port"])
+@pytest.mark.parametrize("which", ["grpc_port", "http_port", "metrics_port"])
 def test_a_port_that_is_taken_meanwhile_is_chosen_again(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
 ) -> None:
