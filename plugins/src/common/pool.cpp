@@ -65,13 +65,13 @@ void Pool::run(Run run, void* context, uint32_t pieces, int threads) {
   }
   grow(threads);
   const uint32_t generation = generation_.load(std::memory_order_relaxed) + 1;
-  // The old job's claims are used up, so nobody takes these fields for it.
+  // Nothing is left of the old job, so nobody takes these fields for it.
   run_.store(run, std::memory_order_relaxed);
   context_.store(context, std::memory_order_relaxed);
   pieces_.store(pieces, std::memory_order_relaxed);
   helpers_.store(static_cast<uint32_t>(threads - 1), std::memory_order_relaxed);
   finished_.store(0, std::memory_order_relaxed);
-  claim_.store(static_cast<uint64_t>(generation) << 32, std::memory_order_release);
+  claim_.store(static_cast<uint64_t>(generation) << 32 | pieces, std::memory_order_release);
   generation_.store(generation, std::memory_order_release);
   generation_.notify_all();
   help(generation, 0);
@@ -93,15 +93,14 @@ void Pool::work(uint32_t index) {
 
 void Pool::help(uint32_t generation, int worker) {
   uint64_t claim = claim_.load(std::memory_order_acquire);
-  while (claim >> 32 == generation) {
-    const uint32_t piece = static_cast<uint32_t>(claim);
+  while (claim >> 32 == generation && static_cast<uint32_t>(claim) != 0) {
+    const uint32_t left = static_cast<uint32_t>(claim);
     const uint32_t pieces = pieces_.load(std::memory_order_acquire);
     const Run run = run_.load(std::memory_order_acquire);
     void* const context = context_.load(std::memory_order_acquire);
-    if (piece >= pieces) return;
     // Success means that this job still had an open piece, so the fields read before are its own.
-    if (!claim_.compare_exchange_weak(claim, claim + 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
-    run(context, worker, piece);
+    if (!claim_.compare_exchange_weak(claim, claim - 1, std::memory_order_acq_rel, std::memory_order_acquire)) continue;
+    run(context, worker, pieces - left);
     if (finished_.fetch_add(1, std::memory_order_acq_rel) + 1 == pieces) finished_.notify_all();
     claim = claim_.load(std::memory_order_acquire);
   }

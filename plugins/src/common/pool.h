@@ -37,7 +37,8 @@ class Pool {
   std::mutex callers_;
   std::vector<std::thread> threads_;
   pid_t owner_ = 0;
-  // The job. A claim is generation << 32 | next piece; a thread that read fields of an old job fails to claim.
+  // The job. A claim is generation << 32 | pieces that are left: in one word, because a thread that comes late to a job
+  // must see that nothing of it is left while the fields of the next one are being written.
   std::atomic<Run> run_{nullptr};
   std::atomic<void*> context_{nullptr};
   std::atomic<uint32_t> pieces_{0};
