@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
@@ -52,16 +52,23 @@ async def choose(page: Page, mode: str) -> None:
     await page.evaluate(f"document.querySelector('input[value={mode}]').click()")
 
 
+async def attempts(page: Page, text: str, *, max_tokens: int, stop_above: int = 10**6) -> AsyncIterator[None]:
+    """Types a prompt into an empty log, each time with another seed; the answer to it will be watched."""
+    for seed in range(ATTEMPTS):
+        watched = WATCHED % stop_above
+        await page.evaluate(f"by('max_tokens').value = {max_tokens}, by('seed').value = {seed}, {watched}")
+        await page.click("#clear")
+        await page.click("#prompt")
+        await page.type(text)
+        yield
+
+
 def test_a_visitor_chats_watches_the_tokens_and_the_charts(openai_front_end: FrontEnd) -> None:
     async def steps(page: Page) -> None:
         assert await page.evaluate("document.querySelector('h1').textContent") == "tiny-pt"
         assert await page.evaluate("mode()") == "continue"  # the example model was never taught to chat
         await choose(page, "chat")
-        for seed in range(ATTEMPTS):
-            await page.evaluate(f"by('max_tokens').value = 400, by('seed').value = {seed}, {WATCHED % 10**6}")
-            await page.click("#clear")
-            await page.click("#prompt")
-            await page.type("What is a truth?")
+        async for _ in attempts(page, "What is a truth?", max_tokens=400):
             await page.press("Enter")
             await page.until(ENDED)
             if await page.evaluate("lengths.size") > 1 and "400 tokens" in await page.evaluate(FACTS):
@@ -94,11 +101,7 @@ def test_a_visitor_chats_watches_the_tokens_and_the_charts(openai_front_end: Fro
 
 def test_stop_ends_an_answer_and_the_options_reach_the_server(openai_front_end: FrontEnd) -> None:
     async def steps(page: Page) -> None:
-        for seed in range(ATTEMPTS):
-            await page.evaluate(f"by('max_tokens').value = 480, by('seed').value = {seed}, {WATCHED % 30}")
-            await page.click("#clear")
-            await page.click("#prompt")
-            await page.type("She had never been")
+        async for _ in attempts(page, "She had never been", max_tokens=480, stop_above=30):
             await page.click("#send")
             await page.until(ENDED)
             if "stopped by you" in await page.evaluate(FACTS):
