@@ -58,8 +58,8 @@ def launch_command(world_size: int, hostfile: Path | None = None) -> list[str]:
     if "Open MPI" in _version(mpirun):
         command = [str(mpirun), "-n", str(world_size), "--oversubscribe", "--bind-to", "none"]
         command += ["--allow-run-as-root"] if os.geteuid() == 0 else []
-        for name, value in RANK_ENVIRONMENT.items():  # other hosts get nothing by themselves
-            command += ["-x", f"{name}={os.environ.get(name, value)}"]
+        for name in RANK_ENVIRONMENT:  # other hosts get nothing by themselves
+            command += ["-x", f"{name}={rank_environment()[name]}"]
         return command + (["--hostfile", str(hostfile)] if hostfile else [])
     return [str(mpirun), "-n", str(world_size)] + (["-f", str(hostfile)] if hostfile else [])
 
