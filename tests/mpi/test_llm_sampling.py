@@ -6,15 +6,12 @@ import asyncio
 import itertools
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pt_trtllm import LLM, SamplingParams
-from pt_trtllm.checkpoint.convert import ConvertOptions, convert
-from pt_trtllm.engine.build import BuildOptions, build
 from pt_trtllm.errors import ConfigError
 from pt_trtllm.runtime.outputs import CompletionOutput, RequestOutput
 from pt_trtllm.testing.cli import check_cli, refusal
@@ -27,17 +24,14 @@ GREEDY = SamplingParams(max_tokens=24, ignore_eos=True)
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sampling")
-    convert(EXAMPLE, folder / "checkpoint", ConvertOptions(dtype="float32", world_size=2))
-    build(folder / "checkpoint", folder / "engine", BuildOptions())
-    return folder / "engine"
+def engine(example_engines: dict[int, Path]) -> Path:
+    """What the command line does with options is the same over any number of ranks."""
+    return example_engines[1]
 
 
 @pytest.fixture(scope="module")
-def llm(engine: Path) -> Iterator[LLM]:
-    with LLM(engine) as running:
-        yield running
+def llm(example_llm: LLM) -> LLM:
+    return example_llm
 
 
 @pytest.fixture(scope="module")
@@ -130,19 +124,19 @@ def test_logprobs_agree_with_the_logits(llm: LLM) -> None:
     assert math.isfinite(total)
 
 
-def test_parallel_samples_share_their_prompt_and_have_seeds_of_their_own(engine: Path) -> None:
+def test_parallel_samples_share_their_prompt_and_have_seeds_of_their_own(llm: LLM) -> None:
     prompt = [(7 * i) % 2000 + 3 for i in range(100)]
     params = SamplingParams(max_tokens=8, ignore_eos=True, temperature=1.0, seed=3, n=4)
-    with LLM(engine) as llm:
-        (result,) = llm.generate([prompt], params)
-        assert llm.stats()["reused_tokens"] == 3 * 96
-        (alone,) = llm.generate([prompt], params.samples()[0])
-        (again,) = llm.generate([prompt], params)
+    before = llm.stats()["reused_tokens"]
+    (result,) = llm.generate([prompt], params)
+    assert llm.stats()["reused_tokens"] - before == 3 * 96
+    (alone,) = llm.generate([prompt], params.samples()[0])
+    (again,) = llm.generate([prompt], params)
 
-        async def last() -> RequestOutput:
-            return [output async for output in llm.generate_async(prompt, params)][-1]
+    async def last() -> RequestOutput:
+        return [output async for output in llm.generate_async(prompt, params)][-1]
 
-        streamed = asyncio.run(last())
+    streamed = asyncio.run(last())
     assert [output.index for output in result.outputs] == [0, 1, 2, 3]
     assert len({output.token_ids for output in result.outputs}) == 4
     assert result.outputs == again.outputs == streamed.outputs
