@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-START_S, STOP_S = 180.0, 90.0
+START_S, STOP_S = 240.0, 240.0
 
 
 @dataclass

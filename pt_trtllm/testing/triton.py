@@ -31,12 +31,12 @@ def make_repository(folder: Path, *, world_size: int, limits: BuildLimits, optio
 def start_server(repository: Path, *extra: str, exit_timeout_s: int = 20) -> TritonServer:
     """On free ports of this host."""
     options = ServerOptions(
-        grpc_port=0, http_port=0, metrics_port=0, load_timeout_s=240, exit_timeout_s=exit_timeout_s, extra=extra
+        grpc_port=0, http_port=0, metrics_port=0, load_timeout_s=600, exit_timeout_s=exit_timeout_s, extra=extra
     )
     return TritonServer(repository, options)
 
 
-def post(url: str, body: bytes | dict[str, Any], timeout_s: float = 60.0) -> tuple[int, str]:
+def post(url: str, body: bytes | dict[str, Any], timeout_s: float = 240.0) -> tuple[int, str]:
     """(status, body) of an HTTP POST, errors included."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     try:
@@ -52,7 +52,7 @@ def server_sent_events(body: str) -> list[dict[str, Any]]:
 
 def metrics(server: TritonServer) -> dict[str, float]:
     """Every sample of the metrics port, by its name and labels as written there."""
-    with urllib.request.urlopen(server.metrics_url, timeout=60) as response:
+    with urllib.request.urlopen(server.metrics_url, timeout=240) as response:
         lines = response.read().decode().splitlines()
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[:1] != "#")}
 
@@ -73,7 +73,7 @@ def wait_until(condition: Any, timeout_s: float, what: str) -> None:
         time.sleep(0.05)
 
 
-def wait_until_quiet(server: TritonServer, what: str, timeout_s: float = 90.0) -> None:
+def wait_until_quiet(server: TritonServer, what: str, timeout_s: float = 240.0) -> None:
     """Nothing runs, nothing waits, no block of the KV cache is in use: by gauges that were set from now on."""
     asked = time.time()
     zeros = [("nv_trt_llm_request_metrics", label) for label in ("active", "scheduled", "waiting")]

@@ -59,7 +59,7 @@ def passed(tmp_path_factory: pytest.TempPathFactory) -> tuple[set[str], str]:
     """The placements that gave right answers, one after the other in one world, and what its ranks said."""
     folder = tmp_path_factory.mktemp("placements")
     command = [*launch_command(4), sys.executable, "-c", PROGRAM, json.dumps(PLACEMENTS), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=800, check=False)
     return {path.name for path in Path(folder).iterdir()}, done.stderr
 
 

@@ -227,7 +227,7 @@ def infer(server: TritonServer, model: str, request_id: str = "", **arrays: Any)
         client.async_stream_infer(model, inputs, request_id=request_id, enable_empty_final_response=True)
         final = False
         while not final:
-            result, error = events.get(timeout=60)
+            result, error = events.get(timeout=240)
             if error is not None:
                 raise error
             final = result.get_response().parameters["triton_final_response"].bool_param

@@ -31,7 +31,7 @@ MESSAGES: Any = [{"role": "user", "content": "What is a truth?"}]
 NUM_LONG, ATTEMPTS = 480, 10
 """Tokens of answers that are left, and times to try: now and then they end by themselves before."""
 ACTIVE = 'nv_trt_llm_request_metrics{model="tensorrt_llm",request_type="active"'
-WAIT_S = 90.0
+WAIT_S = 240.0
 
 
 @pytest.fixture(scope="module")

@@ -216,7 +216,7 @@ def test_two_processes_do_not_write_one_folder(make_source: MakeSource, tmp_path
     with halfway(source, target) as process:
         with pytest.raises(PtError, match="another process is writing it"):
             convert(source, target, ConvertOptions())
-        process.communicate("\n", timeout=120)
+        process.communicate("\n", timeout=240)
     assert process.returncode == 0
     assert [path.name for path in target.parent.iterdir()] == ["out"]
 
@@ -246,7 +246,7 @@ except PtError as error:
 def test_a_disk_that_takes_no_more_leaves_nothing_behind(make_source: MakeSource, tmp_path: Path) -> None:
     source, target = make_source(), tmp_path / "place" / "out"
     command = [sys.executable, "-c", LIMITED, str(source), str(target)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
     assert "out failed: File too large; nothing was left behind" in done.stdout
     assert list(target.parent.iterdir()) == []
 
