@@ -134,8 +134,11 @@ def served(repository: Path) -> Iterator[tuple[subprocess.Popen[bytes], str, Pat
             wait_until(lambda: "ready: gRPC" in printed.read_text(), LONGEST_S, "the server is ready")
             yield process, printed.read_text().partition("ready: gRPC ")[2].partition(",")[0], printed
         finally:
-            process.kill()
-            process.wait()
+            process.terminate()  # it ends what it has started
+            try:
+                process.wait(LONGEST_S)
+            finally:
+                process.kill()
 
 
 def num_restarts(server: TritonServer) -> float:
