@@ -13,7 +13,7 @@ trap 'kill -- -"$plugins" 2> /dev/null || true; rm -f "$plugins_log"' EXIT
 
 bash scripts/lint.sh
 failed=0
-pytest --numprocesses 2 --dist loadgroup --durations 20 "$@" || failed=1
+pytest --numprocesses 2 --dist loadfile --durations 20 "$@" || failed=1
 if wait "$plugins"; then
   grep -E "tests passed|^test_plugins:" "$plugins_log"
 else

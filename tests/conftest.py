@@ -39,16 +39,6 @@ PYTHONS_OWN = (b"multiprocessing.forkserver", b"multiprocessing.resource_tracker
 """They end with this process."""
 
 
-SHARED = ("server", "example_llm")
-"""Fixtures of a whole run that take seconds to start."""
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Where several processes share the tests, those of a file stay together, and those that share such a fixture."""
-    used = [name for name in SHARED if name in getattr(item, "fixturenames", ())]
-    item.add_marker(pytest.mark.xdist_group(used[0] if used else item.location[0]))
-
-
 def pytest_unconfigure() -> None:
     """Whatever ended the tests, nothing that they started lives on."""
     left = {pid: command_line(pid) for pid in descendants(os.getpid())}
