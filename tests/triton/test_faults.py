@@ -8,14 +8,10 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +24,7 @@ from pt_trtllm.serving.client import Client
 from pt_trtllm.serving.server import TritonServer
 from pt_trtllm.testing.cli import refusal
 from pt_trtllm.testing.processes import wait_until_gone
+from pt_trtllm.testing.served import served
 from pt_trtllm.testing.triton import metric, post, ranks_of, start_server, wait_until
 
 pytestmark = pytest.mark.triton
@@ -82,25 +79,6 @@ class Load:
         return found
 
 
-@contextmanager
-def served(repository: Path) -> Iterator[tuple[subprocess.Popen[bytes], str, Path]]:
-    """`pt-trtllm serve` as a user starts it: the process, where it answers, and what it prints."""
-    with tempfile.TemporaryDirectory() as folder:
-        printed = Path(folder) / "out"
-        with printed.open("w") as out:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "pt_trtllm.cli.main", "serve", "--model_repository", str(repository),
-                 "--grpc-port", "0", "--http-port", "0", "--metrics-port", "0", "--exit-timeout-s", "60"],
-                stdout=out, stderr=out,
-            )  # fmt: skip
-        try:
-            wait_until(lambda: "ready: gRPC" in printed.read_text(), 120, "the server is ready")
-            yield process, printed.read_text().partition("ready: gRPC ")[2].partition(",")[0], printed
-        finally:
-            process.kill()
-            process.wait()
-
-
 def wait_until_back(server: TritonServer, restarts: float) -> None:
     """Readiness alone can be that before the failure: a model is unloaded before it is loaded as one that fails."""
     with Client(server.grpc_url, model="tensorrt_llm_bls") as client:
@@ -134,9 +112,9 @@ def test_a_lost_rank_fails_what_is_in_flight_and_comes_back(
     with Client(own_server.grpc_url) as client:
         assert client.generate("It is", SamplingParams(max_tokens=3)).finish_reason == "length"
     assert metric(own_server, "pt_engine_restarts_total") == restarts + 1
-    assert not own_server.lost_model()
+    assert not own_server.lost_process()
     time.sleep(0.1)
-    assert not own_server.lost_model(), "models that Triton ended itself are not lost"
+    assert not own_server.lost_process(), "models that Triton ended itself are not lost"
     wait_until_gone([victim])
 
 
@@ -190,7 +168,8 @@ def test_a_server_that_hangs_is_left_after_the_timeout(
 
 
 def test_a_server_told_to_end_lets_streams_end_and_leaves_nothing(repository: Path) -> None:
-    with served(repository) as (process, url, _):
+    with served(repository) as command:
+        process, url = command.process, command.grpc_url
         started = descendants(process.pid)
         assert len(started) >= 8, "tritonserver, four models, mpirun and two ranks"
         with Client(url) as client:
@@ -204,9 +183,10 @@ def test_a_server_told_to_end_lets_streams_end_and_leaves_nothing(repository: Pa
     wait_until_gone(started)
 
 
-def test_a_lost_model_ends_the_server(repository: Path) -> None:
+def test_a_lost_process_ends_the_server(repository: Path) -> None:
     """Triton 2.51 does not replace it and waits for it: clients must not."""
-    with served(repository) as (process, url, out):
+    with served(repository) as command:
+        process, url, out = command.process, command.grpc_url, command.printed
         started = descendants(process.pid)
         with Client(url, model="tensorrt_llm_bls") as client:
             stream = client.stream("It is", LONG)
@@ -233,17 +213,16 @@ def test_a_server_that_is_killed_leaves_nothing(repository: Path) -> None:
     wait_until_gone(started)
 
 
-@pytest.mark.parametrize("which", ["grpc_port", "http_port", "metrics_port"])
 def test_a_port_that_is_taken_meanwhile_is_chosen_again(
-    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Models are loaded between the choice of ports and their use."""
+    """Models are loaded between the choice of the gRPC port and its use; the others are held from the start."""
     shutil.copytree(repository / "preprocessing", tmp_path / "preprocessing")
     launch = TritonServer._launch
     tried: list[int] = []
 
     def take_and_launch(server: TritonServer, *arguments: Any) -> None:
-        tried.append(getattr(server, which))
+        tried.append(server.grpc_port)
         if len(tried) == 1:
             other.bind(("127.0.0.1", tried[0]))
         launch(server, *arguments)
@@ -251,7 +230,7 @@ def test_a_port_that_is_taken_meanwhile_is_chosen_again(
     monkeypatch.setattr(TritonServer, "_launch", take_and_launch)
     with socket.socket() as other, start_server(tmp_path) as server:
         assert server.is_ready()
-        assert tried == [other.getsockname()[1], getattr(server, which)]
+        assert tried == [other.getsockname()[1], server.grpc_port]
 
 
 def test_a_server_that_cannot_start_says_why(repository: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from pt_trtllm.serving.control import END, WAIT, DrainFollower, DrainOrder
 from pt_trtllm.serving.model_config import MODELS, from_text
 from pt_trtllm.serving.repository import DeployOptions, deploy, template_folder
 from pt_trtllm.serving.sampling_fields import Given, sampling_params
-from pt_trtllm.serving.server import ServerOptions
+from pt_trtllm.serving.server_options import ServerOptions
 from pt_trtllm.serving.tritonserver import find_tritonserver
 from pt_trtllm.serving.word_lists import pack_words, unpack_words
 
