@@ -25,6 +25,9 @@ SWEEP_S = 60.0
 
 
 class Belongings:
+    lock: int
+    """A descriptor; of one's own belongings only."""
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.shm_prefix = f"pt-{folder.name.removeprefix(FOLDER_PREFIX)}-"
@@ -41,9 +44,6 @@ class Belongings:
         (made.folder / TEMPORARY).mkdir(mode=0o700)
         made._mpi_shm.mkdir(mode=0o700)
         return made
-
-    lock: int
-    """A descriptor; of one's own belongings only."""
 
     def environment(self) -> dict[str, str]:
         """For the server: what makes its processes and their files be found."""

@@ -24,7 +24,7 @@ class Guardian:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "pt_trtllm.serving.guardian", str(belongings.folder)],
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            start_new_session=True, pass_fds=[belongings.lock],
+            start_new_session=True, pass_fds=[belongings.lock], preexec_fn=_ignore_signals,
         )  # fmt: skip
         os.close(belongings.lock)  # the guardian's from here on
 
@@ -39,8 +39,12 @@ class Guardian:
         self._process.wait(WAIT_S)
 
 
-if __name__ == "__main__":
+def _ignore_signals() -> None:
+    """From the first moment on: what is ignored stays so in the program that is started."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+
+
+if __name__ == "__main__":
     sys.stdin.buffer.read()
     Belongings(Path(sys.argv[1])).sweep()

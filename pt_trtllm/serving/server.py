@@ -76,7 +76,7 @@ class TritonServer:
         """The server's exit code; None while it runs."""
         return self._process.poll()
 
-    def lost_process(self) -> str:
+    def lost_model(self) -> str:
         """How a model's process, or the HTTP front, died; empty while all live. Triton waits for a model forever, and
         so do its clients."""
         if (code := self._front.poll()) is not None:

@@ -112,9 +112,9 @@ def test_a_lost_rank_fails_what_is_in_flight_and_comes_back(
     with Client(own_server.grpc_url) as client:
         assert client.generate("It is", SamplingParams(max_tokens=3)).finish_reason == "length"
     assert metric(own_server, "pt_engine_restarts_total") == restarts + 1
-    assert not own_server.lost_process()
+    assert not own_server.lost_model()
     time.sleep(0.1)
-    assert not own_server.lost_process(), "models that Triton ended itself are not lost"
+    assert not own_server.lost_model(), "models that Triton ended itself are not lost"
     wait_until_gone([victim])
 
 
@@ -183,7 +183,7 @@ def test_a_server_told_to_end_lets_streams_end_and_leaves_nothing(repository: Pa
     wait_until_gone(started)
 
 
-def test_a_lost_process_ends_the_server(repository: Path) -> None:
+def test_a_lost_model_ends_the_server(repository: Path) -> None:
     """Triton 2.51 does not replace it and waits for it: clients must not."""
     with served(repository) as command:
         process, url, out = command.process, command.grpc_url, command.printed

@@ -13,11 +13,12 @@ from pathlib import Path
 from aiohttp import web
 
 from pt_trtllm.serving.control import HTTP_SOCKET, METRICS_SOCKET
-from pt_trtllm.serving.front.app import METRICS, READ, Front
+from pt_trtllm.serving.front.app import ASK, MANAGE, METRICS, READ, Front
 
 
 async def _serve(folder: Path, may_manage: bool, descriptors: list[int]) -> None:
-    fronts = [Front(folder / HTTP_SOCKET, READ, may_manage), Front(folder / METRICS_SOCKET, METRICS)]
+    posts = (ASK, MANAGE) if may_manage else (ASK,)
+    fronts = [Front(folder / HTTP_SOCKET, gets=READ, posts=posts), Front(folder / METRICS_SOCKET, gets=METRICS)]
     for front, descriptor in zip(fronts, descriptors, strict=False):  # metrics can be elsewhere
         runner = web.AppRunner(front.app(), handler_cancellation=True, access_log=None)
         await runner.setup()

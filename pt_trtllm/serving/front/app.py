@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import aiohttp
@@ -29,8 +29,8 @@ CONNECT_S = 10.0
 class Front:
     """One of Triton's services on a private socket, for everybody."""
 
-    def __init__(self, triton: Path, readable: re.Pattern[str], may_manage: bool = False) -> None:
-        self._triton, self._readable, self._may_manage = triton, readable, may_manage
+    def __init__(self, triton: Path, *, gets: re.Pattern[str], posts: Sequence[re.Pattern[str]] = ()) -> None:
+        self._triton, self._gets, self._posts = triton, gets, posts
         self._session: aiohttp.ClientSession | None = None
 
     def app(self) -> web.Application:
@@ -52,17 +52,16 @@ class Front:
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         path = request.rel_url.raw_path
-        is_asked = bool(ASK.fullmatch(path)) and self._readable is READ
-        is_managed = self._may_manage and bool(MANAGE.fullmatch(path))
-        if CLOSED.fullmatch(path) and not is_managed:
-            return _refusal(403, f"{path} is closed: it changes the server, or reads and writes memory for others")
-        if not (is_asked or is_managed or self._readable.fullmatch(path)):
+        is_post = any(pattern.fullmatch(path) for pattern in self._posts)
+        if not is_post and not self._gets.fullmatch(path):
+            if CLOSED.fullmatch(path):
+                return _refusal(403, f"{path} is closed: it changes the server, or reads and writes memory for others")
             return _refusal(404, f"{path}: there is nothing here")
-        if request.method != ("POST" if is_asked or is_managed else "GET"):
+        if request.method != ("POST" if is_post else "GET"):
             return _refusal(405, f"{path} does not take {request.method}")
         try:
             body = await request.read()  # also puts chunks together and decompresses
-            if is_asked:
+            if ASK.fullmatch(path):
                 check_body(body, request.headers.get(JSON_LENGTH))
         except web.HTTPRequestEntityTooLarge:
             return _refusal(413, f"the body has more than {MAX_BODY_BYTES} bytes; the gRPC port takes more")
