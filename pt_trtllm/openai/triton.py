@@ -12,6 +12,7 @@ from tritonclient.utils import InferenceServerException
 
 from pt_trtllm.openai.errors import BAD_REQUEST, FAILED, TOO_MANY, UNAVAILABLE, ApiError
 from pt_trtllm.openai.tensors import Piece, to_inputs, to_piece
+from pt_trtllm.serving.addresses import channel_options
 
 SAYINGS = (
     (re.compile("Exceeds maximum queue size"), TOO_MANY, "queue_full"),
@@ -36,7 +37,7 @@ class TritonModel:
     def __init__(self, url: str, name: str) -> None:
         """Connects when it is first used, which must be inside the event loop."""
         self.url, self.name = url, name
-        self._client = aio.InferenceServerClient(url, channel_args=CHANNEL)
+        self._client = aio.InferenceServerClient(url, channel_args=[*CHANNEL, *channel_options(url)])
         self._config: Any = None
 
     async def close(self) -> None:

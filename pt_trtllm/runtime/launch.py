@@ -60,8 +60,15 @@ def launch_command(world_size: int, hostfile: Path | None = None) -> list[str]:
         command += ["--allow-run-as-root"] if os.geteuid() == 0 else []
         for name in RANK_ENVIRONMENT:  # other hosts get nothing by themselves
             command += ["-x", f"{name}={rank_environment()[name]}"]
-        return command + (["--hostfile", str(hostfile)] if hostfile else [])
+        return command + (["--hostfile", str(hostfile)] if hostfile else _shared_memory_folder())
     return [str(mpirun), "-n", str(world_size)] + (["-f", str(hostfile)] if hostfile else [])
+
+
+def _shared_memory_folder() -> list[str]:
+    """Open MPI's segments of ranks that cannot remove them any more are found there. Other hosts lack the folder."""
+    folder = env.SHARED_MEMORY_DIR.get()
+    names = ("btl_sm_backing_directory", "btl_vader_backing_directory") if folder else ()  # since Open MPI 5, before
+    return [word for name in names for word in ("--mca", name, folder)]
 
 
 def rank_environment() -> dict[str, str]:

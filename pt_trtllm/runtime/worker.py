@@ -93,7 +93,8 @@ def _write_trace(comm: Communicator, trace: Tracer, target: Path) -> None:
 def main() -> None:
     engine_dir, world_dir = Path(sys.argv[1]), Path(sys.argv[2])
     socket_path, options, *tokenizer_dir = sys.argv[3:]
-    world_dir.mkdir(mode=0o700, exist_ok=True)
+    os.umask(0o077)  # prompts and answers are nobody else's
+    world_dir.mkdir(parents=True, exist_ok=True)
     if world_dir.stat().st_uid != os.getuid():
         raise SystemExit(f"{world_dir} belongs to another user")
     rank = _launched_as("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")

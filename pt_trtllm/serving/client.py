@@ -15,6 +15,7 @@ from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
 from pt_trtllm.errors import ServingError
 from pt_trtllm.runtime.params import SamplingParams
+from pt_trtllm.serving.addresses import channel_options
 from pt_trtllm.serving.control import IS_RESTARTED, QUEUE_IS_FULL
 from pt_trtllm.serving.wire import Chunk, ask_for, chunk, core_request, text_request
 
@@ -169,10 +170,11 @@ class Client:
 
 
 def _channel(url: str, ssl: bool, root_certificates: str | None) -> Any:
+    options = (*CHANNEL, *channel_options(url))
     if not ssl:
-        return grpc.insecure_channel(url, options=CHANNEL)
+        return grpc.insecure_channel(url, options=options)
     try:
         roots = Path(root_certificates).read_bytes() if root_certificates else None
     except OSError as error:
         raise ServingError(f"{root_certificates}: {error.strerror}; expected a file of PEM certificates") from None
-    return grpc.secure_channel(url, grpc.ssl_channel_credentials(roots), options=CHANNEL)
+    return grpc.secure_channel(url, grpc.ssl_channel_credentials(roots), options=options)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +31,10 @@ class FrontEnd:
 
 
 @contextmanager
-def front_end(*options: object) -> Iterator[FrontEnd]:
+def front_end(*options: object, env: Mapping[str, str] | None = None) -> Iterator[FrontEnd]:
     with tempfile.NamedTemporaryFile(prefix="pt-openai-", suffix=".log") as log:
         command = [sys.executable, "-m", "pt_trtllm.cli.main", "openai", "--port", "0", *map(str, options)]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log, env={**os.environ, **(env or {})})
         try:
             yield FrontEnd(_address(Path(log.name), process), process, Path(log.name))
         finally:

@@ -15,7 +15,8 @@ from pt_trtllm.engine.build import BuildOptions, build
 from pt_trtllm.engine.bundle import BuildLimits
 from pt_trtllm.processes import descendants
 from pt_trtllm.serving.repository import DeployOptions, deploy
-from pt_trtllm.serving.server import ServerOptions, TritonServer
+from pt_trtllm.serving.server import TritonServer
+from pt_trtllm.serving.server_options import ServerOptions
 
 EXAMPLE = Path(__file__).parents[2] / "examples/tiny-pt"
 

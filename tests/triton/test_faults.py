@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import os
 import shutil
 import signal
 import socket
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +24,7 @@ from pt_trtllm.serving.client import Client
 from pt_trtllm.serving.server import TritonServer
 from pt_trtllm.testing.cli import refusal
 from pt_trtllm.testing.processes import wait_until_gone
+from pt_trtllm.testing.served import served
 from pt_trtllm.testing.triton import metric, post, ranks_of, start_server, wait_until
 
 pytestmark = pytest.mark.triton
@@ -117,28 +113,6 @@ class Load:
     def __exit__(self, *exc: object) -> None:
         self._last_ask = time.monotonic()
         self._pool.shutdown()
-
-
-@contextmanager
-def served(repository: Path) -> Iterator[tuple[subprocess.Popen[bytes], str, Path]]:
-    """`pt-trtllm serve` as a user starts it: the process, where it answers, and what it prints."""
-    with tempfile.TemporaryDirectory() as folder:
-        printed = Path(folder) / "out"
-        with printed.open("w") as out:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "pt_trtllm.cli.main", "serve", "--model_repository", str(repository),
-                 "--grpc-port", "0", "--http-port", "0", "--metrics-port", "0", "--exit-timeout-s", "60"],
-                stdout=out, stderr=out,
-            )  # fmt: skip
-        try:
-            wait_until(lambda: "ready: gRPC" in printed.read_text(), LONGEST_S, "the server is ready")
-            yield process, printed.read_text().partition("ready: gRPC ")[2].partition(",")[0], printed
-        finally:
-            process.terminate()  # it ends what it has started
-            try:
-                process.wait(LONGEST_S)
-            finally:
-                process.kill()
 
 
 def num_restarts(server: TritonServer) -> float:
@@ -239,7 +213,8 @@ def test_a_server_that_hangs_is_left_after_the_timeout(
 
 
 def test_a_server_told_to_end_lets_streams_end_and_leaves_nothing(repository: Path) -> None:
-    with served(repository) as (process, url, _):
+    with served(repository) as command:
+        process, url = command.process, command.grpc_url
         started = descendants(process.pid)
         assert len(started) >= 8, "tritonserver, four models, mpirun and two ranks"
         with Client(url) as client:
@@ -255,7 +230,8 @@ def test_a_server_told_to_end_lets_streams_end_and_leaves_nothing(repository: Pa
 
 def test_a_lost_model_ends_the_server(repository: Path) -> None:
     """Triton 2.51 does not replace it and waits for it: clients must not."""
-    with served(repository) as (process, url, out):
+    with served(repository) as command:
+        process, url, out = command.process, command.grpc_url, command.printed
         started = descendants(process.pid)
         with Client(url, model="tensorrt_llm_bls") as client:
             stream = client.stream("It is", LONG)
@@ -282,25 +258,21 @@ def test_a_server_that_is_killed_leaves_nothing(own_server: TritonServer) -> Non
 def test_a_port_that_is_taken_meanwhile_is_chosen_again(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Models are loaded between the choice of ports and their use. Each port in its turn, then none."""
+    """Models are loaded between the choice of the gRPC port and its use; the others are held from the start."""
     shutil.copytree(repository / "preprocessing", tmp_path / "preprocessing")
-    launch, kinds = TritonServer._launch, ("grpc_port", "http_port", "metrics_port")
-    tried: list[dict[str, int]] = []
+    launch = TritonServer._launch
+    tried: list[int] = []
 
     def take_and_launch(server: TritonServer, *arguments: Any) -> None:
-        tried.append({kind: getattr(server, kind) for kind in kinds})
-        if len(tried) <= len(others):
-            others[len(tried) - 1].bind(("127.0.0.1", tried[-1][kinds[len(tried) - 1]]))
+        tried.append(server.grpc_port)
+        if len(tried) == 1:
+            other.bind(("127.0.0.1", tried[0]))
         launch(server, *arguments)
 
     monkeypatch.setattr(TritonServer, "_launch", take_and_launch)
-    monkeypatch.setattr("pt_trtllm.serving.server.START_ATTEMPTS", len(kinds) + 1)
-    with contextlib.ExitStack() as stack:
-        others = [stack.enter_context(socket.socket()) for _ in kinds]
-        server = stack.enter_context(start_server(tmp_path))
+    with socket.socket() as other, start_server(tmp_path) as server:
         assert server.is_ready()
-        assert len(tried) == len(kinds) + 1
-        assert tried[-1] == {kind: getattr(server, kind) for kind in kinds}
+        assert tried == [other.getsockname()[1], server.grpc_port]
 
 
 def test_a_server_that_cannot_start_says_why(repository: Path, tmp_path: Path) -> None:

@@ -17,12 +17,13 @@ pytest.importorskip("tritonclient.grpc", reason="needs the serve extra: pip inst
 
 from pt_trtllm.cli.main import cli
 from pt_trtllm.errors import ConfigError, PtError
+from pt_trtllm.serving.belongings import Belongings
 from pt_trtllm.serving.control import END, WAIT, DrainFollower, DrainOrder
 from pt_trtllm.serving.model_config import MODELS, from_text
 from pt_trtllm.serving.repository import DeployOptions, deploy, template_folder
 from pt_trtllm.serving.sampling_fields import Given, sampling_params
-from pt_trtllm.serving.server import ServerOptions
-from pt_trtllm.serving.tritonserver import find_tritonserver
+from pt_trtllm.serving.server_options import ServerOptions
+from pt_trtllm.serving.tritonserver import ServerBinary, find_tritonserver
 from pt_trtllm.serving.word_lists import pack_words, unpack_words
 
 pytestmark = pytest.mark.unit
@@ -186,6 +187,23 @@ def test_server_options_are_checked(tmp_path: Path) -> None:
         ServerOptions(extra=("log-verbose",))
     with pytest.raises(ConfigError, match="not an executable file"):
         find_tritonserver(tmp_path / "nothing")
+
+
+def test_what_the_user_decides_stays_theirs(tmp_path: Path) -> None:
+    def restricted(*extra: str) -> list[str]:
+        """What is closed over gRPC by us."""
+        binary = ServerBinary(tmp_path / "tritonserver", is_embedded=False)
+        command = ServerOptions(extra=extra).command(tmp_path, binary, Belongings(tmp_path), 8001)
+        assert tuple(command[len(command) - len(extra) :]) == extra, "the user's own come last"
+        (own,) = [word for word in command if word.startswith("--grpc-restricted-protocol") and word not in extra]
+        assert ("--load-model=*" in command) != any("--model-control-mode" in word for word in extra)
+        return own.partition("=")[2].partition(":")[0].split(",")
+
+    assert restricted() == ["model-repository", "shared-memory", "trace", "logging"]
+    assert restricted("--model-control-mode=explicit") == ["shared-memory", "trace", "logging"]
+    assert restricted("--grpc-restricted-protocol=trace,health:k=v") == ["model-repository", "shared-memory", "logging"]
+    with pytest.raises(ConfigError, match="Triton's own HTTP port is private"):
+        ServerOptions(extra=("--http-port=9",))
 
 
 def test_a_drain_waits_for_every_core_that_lives(tmp_path: Path) -> None:
