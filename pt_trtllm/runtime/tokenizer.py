@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Tokenizer as Backend
@@ -11,6 +12,8 @@ from tokenizers import Tokenizer as Backend
 from pt_trtllm.errors import ConfigError
 
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+LEAST_LONGEST_TOKEN = 16
+"""Characters. Vocabularies of single bytes and letters still have tokens that stand for blanks, or for unknown words."""
 
 
 class Tokenizer:
@@ -18,10 +21,7 @@ class Tokenizer:
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise ConfigError(f"{folder}: no tokenizer.json; give a folder that has one with --tokenizer-dir")
-        try:
-            self._backend = Backend.from_file(str(path))
-        except Exception as error:  # the library raises a bare Exception for malformed files
-            raise ConfigError(f"{path}: not a tokenizer: {error}") from None
+        self._backend = load_backend(path)
         added = self._backend.get_added_tokens_decoder()
         self._special = frozenset(token for token, entry in added.items() if entry.special)
 
@@ -43,6 +43,19 @@ class Tokenizer:
             raise ConfigError(f"the text is not valid Unicode: {error.reason} at character {error.start}") from None
         ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
+
+    def check_length(self, text: str, max_tokens: int, what: str) -> None:
+        """Raises, without tokenizing, for a text of more characters than so many of the longest tokens have."""
+        if len(text) > max_tokens * self.longest_token:
+            raise ConfigError(
+                f"{what} has {len(text)} characters, which exceeds maximum input length ({max_tokens}): so many tokens "
+                f"have at most {max_tokens * self.longest_token} characters; shorten it"
+            )
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest token in the vocabulary."""
+        return max(LEAST_LONGEST_TOKEN, *map(len, self._backend.get_vocab()))
 
     def decode(self, ids: Sequence[int]) -> str:
         text: str = self._backend.decode(list(ids), skip_special_tokens=True)
@@ -66,6 +79,18 @@ class Tokenizer:
     def is_byte(self, token: int) -> bool:
         """Whether the token is one byte of text (<0xE2>), which its neighbours give a meaning."""
         return BYTE_TOKEN.fullmatch(self._backend.id_to_token(token) or "") is not None
+
+
+def load_backend(path: Path) -> Backend:
+    """A `tokenizer.json` for whole texts: what it says about truncation and padding is left from its training, and is
+    ignored, as `transformers` does."""
+    try:
+        backend = Backend.from_file(str(path))
+    except Exception as error:  # the library raises a bare Exception for malformed files
+        raise ConfigError(f"{path}: not a tokenizer: {error}") from None
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
 
 
 def find_tokenizer(engine_dir: Path, tokenizer_dir: Path | None) -> Tokenizer | None:
