@@ -16,7 +16,7 @@ from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from pt_trtllm.errors import ServingError
 from pt_trtllm.runtime.params import SamplingParams
 from pt_trtllm.serving.control import IS_RESTARTED, QUEUE_IS_FULL
-from pt_trtllm.serving.wire import Chunk, ask_for, chunk, core_request, text_request
+from pt_trtllm.serving.wire import Chunk, ask_for, ask_in_one, chunk, core_request, samples, text_request
 
 CORE = "tensorrt_llm"
 """Takes token ids."""
@@ -65,6 +65,7 @@ class Client:
         self._retry_for_s = retry_for_s
         self._outputs: dict[str, list[str]] = {}
         """Of each model that was asked."""
+        self._decoupled: dict[str, bool] = {}
         self._channel = _channel(url, ssl, root_certificates)
         self._server = GRPCInferenceServiceStub(self._channel)
         try:
@@ -94,7 +95,8 @@ class Client:
     def stream(
         self, prompt: str | Sequence[int], params: SamplingParams | None = None, *, timeout_s: float | None = None
     ) -> Iterator[Chunk]:
-        """The answer piece by piece; leaving the loop early cancels the request."""
+        """The answer piece by piece; leaving the loop early cancels the request. Models that are not decoupled have one
+        piece per sample."""
         return self._stream(prompt, params, stream=True, timeout_s=timeout_s)
 
     def close(self) -> None:
@@ -109,6 +111,8 @@ class Client:
             request = text_request(self.model, prompt, params, **options)
         else:
             request = core_request(CORE, prompt, params, **options)
+        if not self._is_decoupled(request.model_name):
+            ask_in_one(request, params)
         give_up, wait_s = time.monotonic() + self._retry_for_s, FIRST_RETRY_S
         while True:
             try:
@@ -132,8 +136,10 @@ class Client:
                 try:
                     if message.error_message:
                         raise self._refusal(message.error_message)
-                    if response.outputs:
+                    if response.outputs and self._is_decoupled(request.model_name):
                         yield chunk(response)
+                    elif response.outputs:
+                        yield from samples(response)
                 except ServingError as error:  # raised behind the end: a stream that is ending is not to be cancelled
                     failure = error
         except grpc.RpcError as error:
@@ -156,6 +162,15 @@ class Client:
                 raise ServingError(f"{self.url}: {model} does not say its outputs: {error.details()}") from None
             self._outputs[model] = [output.name for output in answer.outputs]
         return self._outputs[model]
+
+    def _is_decoupled(self, model: str) -> bool:
+        if model not in self._decoupled:
+            try:
+                answer = self._server.ModelConfig(pb.ModelConfigRequest(name=model), timeout=READY_TIMEOUT_S)
+            except grpc.RpcError as error:
+                raise ServingError(f"{self.url}: {model} does not say how it answers: {error.details()}") from None
+            self._decoupled[model] = answer.config.model_transaction_policy.decoupled
+        return self._decoupled[model]
 
     def _refusal(self, message: str) -> ServingError:
         kind = _NotTakenError if any(text in message for text in NOT_TAKEN) else ServingError

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -45,6 +47,25 @@ class Calls:
         )
         for _ in self.responses(stop):
             pass
+
+    @contextmanager
+    def stopped_when_cancelled(self, sender: Any, core: str, request_id: str, period_s: float) -> Iterator[None]:
+        """While the block waits for the core's only response: stops the core's request when the client has left."""
+        has_ended = threading.Event()
+
+        def watch() -> None:
+            while not has_ended.wait(period_s):
+                if sender.is_cancelled():
+                    self.stop(core, request_id)
+                    return
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            has_ended.set()
+            watcher.join()  # the sender may not be asked anything after the final response
 
     def is_cancelled(self, asked: Any) -> bool:
         """Of a request or its sender. The question waits in the same queue as the ends of calls, unless its answer is

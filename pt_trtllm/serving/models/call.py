@@ -74,7 +74,7 @@ class Call:
             part.pieces.append(piece)
             if piece.finish_reason is None:
                 return
-            piece = _joined(part.pieces)
+            piece = joined(part.pieces)
         if piece.token_ids or piece.text or piece.finish_reason:
             # Held in a name until they are sent: Triton drops outputs that nobody asked for without Python's lock, and
             # must not be the last to hold them.
@@ -149,7 +149,7 @@ def parts_of(request: Request) -> list[Request]:
     return [dataclasses.replace(request, params=params) for params in request.params.samples()]
 
 
-def _joined(pieces: list[Piece]) -> Piece:
+def joined(pieces: list[Piece]) -> Piece:
     return Piece(
         token_ids=[token for piece in pieces for token in piece.token_ids],
         text="".join(piece.text for piece in pieces),

@@ -18,13 +18,23 @@ import triton_python_backend_utils as pb_utils
 from pt_trtllm import env
 from pt_trtllm.errors import ConfigError, PtError
 from pt_trtllm.runtime.options import RuntimeOptions
+from pt_trtllm.runtime.request import Request
 from pt_trtllm.serving.answer import Answer
 from pt_trtllm.serving.control import END, DrainFollower
 from pt_trtllm.serving.models.call import Call, CallOptions, Part, parts_of
 from pt_trtllm.serving.models.decode import decode_requests, prompt_text
 from pt_trtllm.serving.models.health import HealthSignal
 from pt_trtllm.serving.models.metrics import EngineMetrics, log_request
-from pt_trtllm.serving.models.triton import FINAL, error_response, flag, open_tokenizer, parameters, scalar
+from pt_trtllm.serving.models.triton import (
+    FINAL,
+    error_response,
+    flag,
+    is_decoupled,
+    open_tokenizer,
+    parameters,
+    scalar,
+)
+from pt_trtllm.serving.models.unary import UnaryCall, refuse_stream
 from pt_trtllm.serving.supervisor import EngineSettings, EngineSupervisor, QueueFull, Unavailable
 
 TIMEOUT, CANCELLED = "timeout", "cancelled"
@@ -35,6 +45,7 @@ class CoreModel:
         values = parameters(args)
         self._tokenizer = open_tokenizer(values)
         self._exclude = flag(values.get("exclude_input_in_output"), False, "exclude_input_in_output")
+        self._is_decoupled = is_decoupled(args)
         self._period_s = int(values.get("cancellation_check_period_ms", "100")) / 1e3
         self._calls: dict[str, Call] = {}
         """By stream id."""
@@ -83,7 +94,7 @@ class CoreModel:
             raise Unavailable("the server is shutting down; ask another one")
         wanted = decode_requests(request, self._engine.config, self._tokenizer)
         options = self._call_options(request)
-        call = Call(request, options, len(wanted), wanted[0].params.n if wanted else 0)
+        call = self._new_call(request, options, wanted)
         for row, own in enumerate(wanted):
             before = prompt_text(request, own, row, self._tokenizer) if options.include_prompt else ""
             for index, sample in enumerate(parts_of(own)):
@@ -104,6 +115,15 @@ class CoreModel:
             raise
         for answer, request_id in zip(answers, ids, strict=True):
             answer.id = request_id
+
+    def _new_call(self, request: Any, options: CallOptions, wanted: list[Request]) -> Call:
+        samples = [own.params.n for own in wanted]
+        if self._is_decoupled:
+            return Call(request, options, len(wanted), samples[0] if samples else 0)
+        refuse_stream(options.streaming, "stream (streaming)")
+        if len(set(samples)) > 1:
+            raise ConfigError(f"num_return_sequences is {samples}, expected the same for all prompts of a request")
+        return UnaryCall(request, options, len(wanted), samples[0] if samples else 0, scalar(request, "pad_id") or 0)
 
     def _call_options(self, request: Any) -> CallOptions:
         exclude = scalar(request, "exclude_input_in_output")
@@ -127,7 +147,10 @@ class CoreModel:
         if not name:
             raise ConfigError("stop needs the id of the request that is to be stopped; send it as the request id")
         self._stops.append(name)
-        request.get_response_sender().send(flags=FINAL)
+        if self._is_decoupled:
+            request.get_response_sender().send(flags=FINAL)
+        else:
+            request.get_response_sender().send(pb_utils.InferenceResponse([]), flags=FINAL)
 
     def _send_all(self) -> None:
         """The only thread that talks to Triton about running requests."""

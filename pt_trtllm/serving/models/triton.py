@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,11 @@ def parameters(args: dict[str, str]) -> dict[str, str]:
     return {key: value for key, value in values.items() if value and not value.startswith("${")}
 
 
+def is_decoupled(args: dict[str, str]) -> bool:
+    """Whether a request may have any number of responses, or has exactly one."""
+    return bool(json.loads(args["model_config"]).get("model_transaction_policy", {}).get("decoupled"))
+
+
 def flag(text: str | None, default: bool, name: str) -> bool:
     if text is None:
         return default
@@ -37,9 +43,17 @@ def open_tokenizer(values: dict[str, str]) -> Tokenizer:
 
 
 def array(request: Any, name: str) -> Any:
-    """An input, or None; [batch, ...] also where the model declares it as a scalar."""
+    """An input, or None; [batch, ...] also where the model declares it as a scalar. `request` may also be inputs that
+    were taken from one (`taken`)."""
+    if isinstance(request, dict):
+        return request.get(name)
     tensor = pb_utils.get_input_tensor_by_name(request, name)
     return None if tensor is None else tensor.as_numpy()
+
+
+def taken(request: Any, names: Iterable[str]) -> dict[str, Any]:
+    """Inputs that outlive `execute`: what a request shows of Triton's memory, it may not show later."""
+    return {name: values.copy() for name in names if (values := array(request, name)) is not None}
 
 
 def scalar(request: Any, name: str, row: int = 0) -> Any:
