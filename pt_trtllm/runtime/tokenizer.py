@@ -13,7 +13,7 @@ from pt_trtllm.errors import ConfigError
 
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 LEAST_LONGEST_TOKEN = 16
-"""Characters. Vocabularies of single bytes and letters still have tokens that stand for blanks, or for unknown words."""
+"""Characters. In vocabularies of bytes and letters, too, a token may stand for blanks, or for an unknown word."""
 
 
 class Tokenizer:
