@@ -124,7 +124,9 @@ def explain_failure(job_dir: Path, world_size: int, command: Sequence[str]) -> P
             error = _known_errors().get(status["kind"])
             if error is not None:
                 return error(status["message"])
-            return CommunicationError(f"rank {rank} failed: {status['message']}{_tail(job_dir / log_name(rank))}")
+            return CommunicationError(
+                f"rank {rank} failed", detail=f": {status['message']}{_tail(job_dir / log_name(rank))}"
+            )
     died = [rank for rank, status in statuses.items() if status.get("state") == "running"]
     messages = [status["message"] for status in reported.values()]
     # Who is missed by others (or by nobody left to tell) died by itself; the rest were ended by the launcher.
@@ -132,11 +134,11 @@ def explain_failure(job_dir: Path, world_size: int, command: Sequence[str]) -> P
     if died:
         who = ", ".join(f"rank {rank} (pid {statuses[rank]['pid']})" for rank in died)
         seen = f"; {messages[0]}" if messages else ""
-        return CommunicationError(f"{who} died without a message{seen}{_tail(job_dir / log_name(died[0]))}")
+        return CommunicationError(f"{who} died without a message{seen}", detail=_tail(job_dir / log_name(died[0])))
     if reported:
         return CommunicationError(messages[0])
     return CommunicationError(
-        f"{Path(command[0]).name} could not start {world_size} ranks{_tail(job_dir / 'launcher.log')}"
+        f"{Path(command[0]).name} could not start {world_size} ranks", detail=_tail(job_dir / "launcher.log")
     )
 
 

@@ -2,8 +2,9 @@
 
 client to rank 0    {"type": "submit", "requests": [[id, request], ...]}   {"type": "cancel", "id"}
                     {"type": "stats"}   {"type": "shutdown"}
-rank 0 to client    {"type": "ready"}   {"type": "stats", "stats"}   {"type": "refused", "id", "message"}
+rank 0 to client    {"type": "ready"}   {"type": "stats", "stats"}   {"type": "refused", "id", "kind", "message"}
                     {"type": "tokens", "outputs": [[id, [token, ...], finish_reason or null, extras], ...]}
+A request ends with "refused" when it cannot be served, or by itself cannot go on; the kinds are those of `errors.py`.
 Tokens come once per step. `extras` has "stop_reason" where a stop token or string of the request ended the answer,
 and what was asked for: {"logprobs": a row per token, "prompt_logprobs": with the first tokens, a row per token of the
 prompt from the second on}; a row is [[token, log-probability, rank], ...].

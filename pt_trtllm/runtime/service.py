@@ -64,7 +64,7 @@ class Service:
         try:
             sequence = self._core.add(request_from_json(request))
         except PtError as error:
-            self._channel.send({"type": "refused", "id": request_id, "message": str(error)})
+            self._channel.send({"type": "refused", "id": request_id, "kind": error.kind, "message": error.message})
             return
         self._running[request_id] = sequence
         self._ids[sequence] = request_id

@@ -19,7 +19,7 @@ from typing import IO, Any, Protocol
 from pt_trtllm.checkpoint.artifact import check_writable
 from pt_trtllm.engine.bundle import open_bundle
 from pt_trtllm.engine.tensorrt_llm.support import runs_elsewhere
-from pt_trtllm.errors import CommunicationError, ConfigError, PtError
+from pt_trtllm.errors import CommunicationError, ConfigError, PtError, error_of_kind
 from pt_trtllm.runtime.launch import WORKER_MODULE, explain_failure, launch_command, rank_environment, stop
 from pt_trtllm.runtime.options import RuntimeOptions
 from pt_trtllm.runtime.protocol import Channel, Message, request_to_json
@@ -189,6 +189,7 @@ class World:
         with self._lock:
             if self._failure is not None:
                 return
+            failure.kind = "unavailable"  # whatever ended the engine, its requests were right
             self._failure = failure
             queues, self._queues = list(self._queues.values()), {}
         for events in queues:
@@ -206,7 +207,7 @@ class World:
             with self._lock:
                 events = self._queues.pop(message["id"], None)
             if events is not None:
-                events.put(ConfigError(message["message"]))
+                events.put(error_of_kind(message["kind"], message["message"]))
         elif message["type"] == "stats":
             self._stats.put(message["stats"])
 

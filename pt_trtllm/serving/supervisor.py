@@ -26,9 +26,15 @@ STOPPED_CHECKS = 4
 class QueueFull(ServingError):
     """There are as many requests as there may be."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message, kind="queue_full", was_taken=False)
+
 
 class Unavailable(ServingError):
     """The engine is being restarted."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, kind="unavailable", was_taken=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +85,7 @@ class EngineSupervisor:
             return world.submit([(request, _Watched(events, self)) for request, events in requests])
         except PtError as error:
             self._ended(len(requests))
-            raise Unavailable(f"{IS_RESTARTED}: {error}") from None
+            raise Unavailable(f"{IS_RESTARTED}: {error.message}") from None
 
     def cancel(self, request_id: int) -> None:
         """Without effect when the request, or its engine, has ended."""

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from pt_trtllm.errors import ConfigError, ServingError
+from pt_trtllm.errors import ConfigError
 from pt_trtllm.runtime.detokenize import AnswerText
 from pt_trtllm.serving import tensors as declared
+from pt_trtllm.serving.error_marks import read_mark
 from pt_trtllm.serving.models.ask import Calls
 from pt_trtllm.serving.models.health import refuse_if_engine_is_down
 from pt_trtllm.serving.models.triton import (
@@ -102,7 +103,7 @@ class BlsModel:
             inputs=given,
         ).exec()
         if response.has_error():
-            raise ServingError(response.error().message())
+            raise read_mark(response.error().message()).as_error()
         made = {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
         values = {name: made[source] for name, source in declared.PREPROCESSED.items()}
         public = {tensor.name for tensor in declared.ENSEMBLE_INPUTS}
@@ -126,7 +127,7 @@ class BlsModel:
         )
         for response in self._calls.responses(request):
             if response.has_error():
-                raise ServingError(response.error().message())
+                raise read_mark(response.error().message()).as_error()
             tensors = {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
             if "output_ids" in tensors:
                 yield tensors

@@ -15,6 +15,7 @@ import triton_python_backend_utils as pb_utils
 
 from pt_trtllm.runtime.request import Request
 from pt_trtllm.serving.answer import Answer, Piece
+from pt_trtllm.serving.error_marks import marked
 from pt_trtllm.serving.models.triton import FINAL, error_response, strings
 
 
@@ -88,7 +89,7 @@ class Call:
         """Answers with an error. Only as the first response: an error in mid-stream would hang an ensemble."""
         if not self.done:
             self.done = True
-            self._sender.send(error_response(error, pb_utils.TritonError.UNAVAILABLE), flags=FINAL)
+            self._sender.send(error_response(error), flags=FINAL)
 
     def is_cancelled(self) -> bool:
         return not self.done and bool(self._sender.is_cancelled())
@@ -127,7 +128,7 @@ class Call:
         if piece.finish_reason:
             tensors.append(_string("finish_reason", piece.finish_reason))
         if piece.error is not None:
-            tensors.append(_string("error_message", str(piece.error)))
+            tensors.append(_string("error_message", marked(piece.error)))
         if "text_piece" in wanted:
             tensors.append(_string("text_piece", text))
         if "stream_id" in wanted:

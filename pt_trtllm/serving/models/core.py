@@ -25,7 +25,7 @@ from pt_trtllm.serving.models.decode import decode_requests, prompt_text
 from pt_trtllm.serving.models.health import HealthSignal
 from pt_trtllm.serving.models.metrics import EngineMetrics, log_request
 from pt_trtllm.serving.models.triton import FINAL, error_response, flag, open_tokenizer, parameters, scalar
-from pt_trtllm.serving.supervisor import EngineSettings, EngineSupervisor, QueueFull, Unavailable
+from pt_trtllm.serving.supervisor import EngineSettings, EngineSupervisor, Unavailable
 
 TIMEOUT, CANCELLED = "timeout", "cancelled"
 
@@ -64,10 +64,6 @@ class CoreModel:
                     self._stop(request)
                 else:
                     self._accept(request)
-            except QueueFull as error:
-                _refuse(request, error, pb_utils.TritonError.UNAVAILABLE)
-            except Unavailable as error:
-                _refuse(request, error, pb_utils.TritonError.UNAVAILABLE)
             except Exception as error:  # one bad request must not fail the others
                 _refuse(request, error)
 
@@ -204,8 +200,8 @@ class CoreModel:
         os._exit(1)
 
 
-def _refuse(request: Any, error: Exception, code: int | None = None) -> None:
-    request.get_response_sender().send(error_response(error, code), flags=FINAL)
+def _refuse(request: Any, error: Exception) -> None:
+    request.get_response_sender().send(error_response(error), flags=FINAL)
 
 
 def _settings(values: dict[str, str]) -> EngineSettings:
