@@ -33,6 +33,8 @@ from pt_trtllm.runtime.request import Request
 from pt_trtllm.runtime.sampling import SamplingParams
 
 Message = dict[str, Any]
+PROGRESS_PERIOD_S = 0.5
+"""Steps without tokens are told of after so long without a message."""
 LOGITS = "logits"
 """Name of the tensor in a file of logits."""
 

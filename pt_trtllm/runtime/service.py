@@ -8,11 +8,16 @@ from typing import Any
 
 from pt_trtllm.errors import PtError
 from pt_trtllm.runtime.core import EngineCore
-from pt_trtllm.runtime.protocol import Channel, Inbox, Message, logits_file, request_from_json, write_logits
+from pt_trtllm.runtime.protocol import (
+    PROGRESS_PERIOD_S,
+    Channel,
+    Inbox,
+    Message,
+    logits_file,
+    request_from_json,
+    write_logits,
+)
 from pt_trtllm.runtime.request import Sequence
-
-PROGRESS_PERIOD_S = 0.5
-"""How often the client hears of steps that give no tokens."""
 
 
 class Service:

@@ -15,6 +15,7 @@ from typing import Any
 from pt_trtllm.errors import PtError, ServingError
 from pt_trtllm.runtime.launch import stopped_processes, stopped_ranks
 from pt_trtllm.runtime.options import RuntimeOptions
+from pt_trtllm.runtime.protocol import PROGRESS_PERIOD_S
 from pt_trtllm.runtime.request import Request
 from pt_trtllm.runtime.world import Events, World
 from pt_trtllm.serving.control import IS_RESTARTED, QUEUE_IS_FULL
@@ -208,7 +209,7 @@ class _Watch:
         passed_s, self._last_look = min(now - self._last_look, LATE_LOOK_S), now
         is_silent = num_in_flight and num_signs == self._num_signs
         self._silence_s, self._num_signs = self._silence_s + passed_s if is_silent else 0.0, num_signs
-        if self._silence_s <= self._step_timeout_s:
+        if self._silence_s <= self._step_timeout_s + PROGRESS_PERIOD_S:
             return ""
         return (
             f"no step ended for {self._step_timeout_s:g} s with {num_in_flight} requests in flight "
