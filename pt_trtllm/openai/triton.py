@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
@@ -10,21 +9,10 @@ import grpc
 from tritonclient.grpc import aio, model_config_pb2
 from tritonclient.utils import InferenceServerException
 
-from pt_trtllm.openai.errors import BAD_REQUEST, FAILED, TOO_MANY, UNAVAILABLE, ApiError
+from pt_trtllm.openai.errors import FAILED, UNAVAILABLE, ApiError
 from pt_trtllm.openai.tensors import Piece, to_inputs, to_piece
+from pt_trtllm.serving.error_marks import read_mark
 
-SAYINGS = (
-    (re.compile("Exceeds maximum queue size"), TOO_MANY, "queue_full"),
-    (re.compile("being restarted|not ready|shutting down|unavailable", re.I), UNAVAILABLE, None),
-    (re.compile("exceeds maximum (input|sequence) length"), BAD_REQUEST, "context_length_exceeded"),
-    (
-        re.compile("expected|not support|outside the vocabulary|is empty|invalid", re.I),
-        BAD_REQUEST,
-        None,
-    ),
-)
-"""Errors of a stream come without a status code: their text has to tell what they are. What says none of these is the
-server's own failure."""
 CONNECT_TIMEOUT_S = 10.0
 CHANNEL = [
     ("grpc.max_receive_message_length", -1),  # logits of a long prompt exceed the default of 4 MiB
@@ -101,10 +89,7 @@ class TritonModel:
             return ApiError(f"no Triton server answers at {self.url}: {message}", status=UNAVAILABLE)
         if status is not None:
             return ApiError(message, status=UNAVAILABLE if "not ready" in message else FAILED)
-        for pattern, meaning, code in SAYINGS:
-            if pattern.search(message):
-                return ApiError(message, status=meaning, code=code)
-        return ApiError(message, status=FAILED)
+        return ApiError.of(read_mark(message))
 
 
 async def _only(request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:

@@ -121,6 +121,11 @@ class EngineCore:
     def has_work(self) -> bool:
         return self._scheduler.has_work()
 
+    @property
+    def num_steps(self) -> int:
+        """That have been made so far."""
+        return self._stats.forward_passes
+
     def step(self, meanwhile: Callable[[], None] = lambda: None) -> list[Sequence]:
         """One pass; returns the sequences that got tokens, finished ones among them.
 

@@ -77,7 +77,8 @@ class Request:
         if length > limits.max_input_len:
             raise ConfigError(
                 f"{label}: Prompt length ({length}) exceeds maximum input length ({limits.max_input_len}); "
-                "shorten it, or build with a larger --max-input-len / --max-seq-len"
+                "shorten it, or build with a larger --max-input-len / --max-seq-len",
+                kind="too_long",
             )
 
 

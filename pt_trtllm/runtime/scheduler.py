@@ -75,7 +75,8 @@ class Scheduler:
             raise ConfigError(
                 f"the prompt of {len(sequence.request.prompt_ids)} and up to {sequence.max_new_tokens} new tokens need "
                 f"{needed} blocks of {self._space.block_tokens} tokens, the KV cache has {there}; "
-                "ask for fewer tokens, or give the cache more memory"
+                "ask for fewer tokens, or give the cache more memory",
+                kind="too_long",
             )
         insort(self._waiting, sequence, key=lambda other: other.order)
 

@@ -15,7 +15,7 @@ from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
 from pt_trtllm.errors import ServingError
 from pt_trtllm.runtime.params import SamplingParams
-from pt_trtllm.serving.control import IS_RESTARTED, QUEUE_IS_FULL
+from pt_trtllm.serving.error_marks import read_mark
 from pt_trtllm.serving.wire import Chunk, ask_for, ask_in_one, chunk, core_request, samples, text_request
 
 CORE = "tensorrt_llm"
@@ -24,7 +24,6 @@ SERVER_GRACE_S = 10.0
 """A server ends a request at its timeout, with what it has; one that is this late is lost."""
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.1, 2.0
 READY_TIMEOUT_S = 30.0
-NOT_TAKEN = (QUEUE_IS_FULL, IS_RESTARTED)
 CHANNEL = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
@@ -39,15 +38,11 @@ class Completion:
     finish_reason: str
 
 
-class _NotTakenError(ServingError):
-    """The server refused a request before anything was done for it."""
-
-
 class Client:
     """Asks a server at HOST:PORT. Close it, or use it in a `with` block. Threads may share it.
 
     With `retry_for_s`, a request is sent again for so long, and only where it certainly was not taken: the queue was
-    full, or the engine was being restarted.
+    full, or the engine was being restarted. Errors have a `kind` (`pt_trtllm.errors`).
     """
 
     def __init__(
@@ -118,8 +113,8 @@ class Client:
             try:
                 yield from self._attempt(request, None if timeout_s is None else timeout_s + SERVER_GRACE_S)
                 return
-            except _NotTakenError:
-                if time.monotonic() + wait_s > give_up:
+            except ServingError as error:
+                if error.was_taken or time.monotonic() + wait_s > give_up:
                     raise
             time.sleep(wait_s)
             wait_s = min(2 * wait_s, LONGEST_RETRY_S)
@@ -135,7 +130,7 @@ class Client:
                 has_ended = has_ended or response.parameters["triton_final_response"].bool_param
                 try:
                     if message.error_message:
-                        raise self._refusal(message.error_message)
+                        raise read_mark(message.error_message).as_error(f"{self.url}: ")
                     if response.outputs and self._is_decoupled(request.model_name):
                         yield chunk(response)
                     elif response.outputs:
@@ -171,10 +166,6 @@ class Client:
                 raise ServingError(f"{self.url}: {model} does not say how it answers: {error.details()}") from None
             self._decoupled[model] = answer.config.model_transaction_policy.decoupled
         return self._decoupled[model]
-
-    def _refusal(self, message: str) -> ServingError:
-        kind = _NotTakenError if any(text in message for text in NOT_TAKEN) else ServingError
-        return kind(f"{self.url}: {message}")
 
     def __enter__(self) -> Client:
         return self

@@ -12,7 +12,7 @@ from pathlib import Path
 CONTROL_HEADER = "pt-control-key"
 """HTTP and gRPC header that opens the API that loads and unloads models."""
 QUEUE_IS_FULL, IS_RESTARTED = "Exceeds maximum queue size", "the engine is being restarted"
-"""How refusals begin after which a request was certainly not taken: it may be sent again."""
+"""How refusals begin. TensorRT-LLM's users look for the first; programs look at the kind of the error instead."""
 ORDER = "drain"
 WAIT, END = "wait", "end"
 """Let what is running end by itself; end it where it is."""

@@ -14,6 +14,7 @@ from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 from pt_trtllm.errors import ServingError
 from pt_trtllm.runtime.params import SamplingParams
+from pt_trtllm.serving.error_marks import read_mark
 from pt_trtllm.serving.sampling_fields import GUIDE_TYPES
 
 TENSOR_TYPES = {bool: ("BOOL", "?"), int: ("INT32", "<i4"), float: ("FP32", "<f4")}
@@ -78,7 +79,7 @@ def chunk(response: pb.ModelInferResponse) -> Chunk:
     raw = {output.name: data for output, data in zip(response.outputs, response.raw_output_contents, strict=True)}
     message = _text(raw.get("error_message"))
     if message:
-        raise ServingError(message)
+        raise read_mark(message).as_error()
     rows, ids, index = _text(raw.get("logprobs")), raw.get("output_ids"), raw.get("sequence_index")
     return Chunk(
         text=_text(raw.get("text_output", raw.get("text_piece"))),

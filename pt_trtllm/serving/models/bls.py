@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from pt_trtllm.errors import ConfigError, ServingError
+from pt_trtllm.errors import ConfigError
 from pt_trtllm.runtime.detokenize import AnswerText
 from pt_trtllm.serving import tensors as declared
+from pt_trtllm.serving.error_marks import read_mark
 from pt_trtllm.serving.models.ask import Calls
 from pt_trtllm.serving.models.health import refuse_if_engine_is_down
 from pt_trtllm.serving.models.triton import (
@@ -37,7 +38,7 @@ from pt_trtllm.serving.models.unary import refuse_stream
 
 CANCEL_CHECK_S = 0.1
 CORE_OUTPUTS = tuple(tensor.name for tensor in declared.CORE_OUTPUTS)
-PRIVATE_OUTPUTS = tuple(tensor.name for tensor in declared.CORE_PRIVATE_OUTPUTS if tensor.name != "stream_id")
+PRIVATE_OUTPUTS = tuple(tensor.name for tensor in declared.CORE_PRIVATE_OUTPUTS)
 PUBLIC_OUTPUTS = frozenset(tensor.name for tensor in declared.ENSEMBLE_OUTPUTS)
 
 
@@ -100,12 +101,16 @@ class BlsModel:
 
     def _chain(self, request: Any, sender: Any) -> None:
         _refuse_drafts(request)
-        request_id = request.request_id() or f"bls-{uuid.uuid4().hex}"
         streams = bool(scalar(request, "stream"))
         texts: dict[Any, _Text] = defaultdict(lambda: _Text(AnswerText(self._tokenizer)))
         whole: dict[Any, list[dict[str, Any]]] = defaultdict(list)
         next_check = time.monotonic() + CANCEL_CHECK_S
+        own_id = f"bls-{uuid.uuid4().hex}"
+        # Our core gives each stream a name of its own. Another core knows requests by their ids only, and clients may
+        # have chosen the same: there it gets an id of ours.
+        request_id = request.request_id() if self._with_private else own_id
         for made in self._core_responses(request_id, self._inputs(request)):
+            stream = bytes(made["stream_id"].reshape(-1)[0]).decode() if "stream_id" in made else own_id
             key = tuple(
                 int(made[name].reshape(-1)[0]) if name in made else 0 for name in ("batch_index", "sequence_index")
             )
@@ -117,7 +122,7 @@ class BlsModel:
             if time.monotonic() >= next_check:
                 next_check = time.monotonic() + CANCEL_CHECK_S
                 if sender.is_cancelled():
-                    self._calls.stop(self._core, request_id)
+                    self._calls.stop(self._core, stream)
         for pieces in whole.values():
             _send(sender, _joined(pieces))
 
@@ -131,7 +136,7 @@ class BlsModel:
             inputs=given,
         ).exec()
         if response.has_error():
-            raise ServingError(response.error().message())
+            raise read_mark(response.error().message()).as_error()
         made = {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
         values = {name: made[source] for name, source in declared.PREPROCESSED.items()}
         public = {tensor.name for tensor in declared.ENSEMBLE_INPUTS}
@@ -155,7 +160,7 @@ class BlsModel:
         )
         for response in self._calls.responses(request):
             if response.has_error():
-                raise ServingError(response.error().message())
+                raise read_mark(response.error().message()).as_error()
             tensors = {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
             if "output_ids" in tensors:
                 yield tensors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,20 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from pt_trtllm.errors import ConfigError, PtError
+from pt_trtllm.errors import ConfigError, Kind, PtError
 from pt_trtllm.runtime.tokenizer import Tokenizer
+from pt_trtllm.serving.error_marks import marked
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+CODES: dict[Kind, str] = {
+    "invalid": "INVALID_ARG",
+    "too_long": "INVALID_ARG",
+    "queue_full": "UNAVAILABLE",
+    "unavailable": "UNAVAILABLE",
+    "failed": "INTERNAL",
+}
+"""Names in `pb_utils.TritonError`, which is not there yet when models are imported. Triton's HTTP port answers 400, 503
+and 500 with them."""
 
 
 def parameters(args: dict[str, str]) -> dict[str, str]:
@@ -89,9 +100,10 @@ def strings(*values: str) -> Any:
     return np.array([value.encode() for value in values], dtype=np.object_)
 
 
-def error_response(error: Exception, code: int | None = None) -> Any:
-    """Bad input is INVALID_ARG unless told otherwise; what is not ours is INTERNAL."""
-    if code is None:
-        code = pb_utils.TritonError.INVALID_ARG if isinstance(error, PtError) else pb_utils.TritonError.INTERNAL
-    message = str(error) if isinstance(error, PtError) else f"{type(error).__name__}: {error}"
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(" ".join(message.split()), code))
+def error_response(error: Exception) -> Any:
+    """What goes wrong with a request, for its client; a failure of the server goes to its log as well."""
+    if not isinstance(error, PtError):
+        pb_utils.Logger.log_error("".join(traceback.format_exception(error)))
+    kind = error.kind if isinstance(error, PtError) else "failed"
+    code = getattr(pb_utils.TritonError, CODES[kind])
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(marked(error), code))

@@ -46,8 +46,8 @@ class UnaryCall(Call):
             return
         part.pieces.append(piece)
         if all(part.answer.finished for part in self.parts.values()):
-            self.done = True
             tensors = self._all_tensors()  # held in a name until they are sent, as in `Call.send`
+            self.done = True
             self._sender.send(pb_utils.InferenceResponse(tensors), flags=FINAL)
 
     def _all_tensors(self) -> list[Any]:
