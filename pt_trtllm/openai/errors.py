@@ -6,7 +6,7 @@ from typing import Any
 
 from pt_trtllm.errors import ServingError
 
-BAD_REQUEST, NOT_FOUND, TOO_MANY, FAILED, UNAVAILABLE = 400, 404, 429, 500, 503
+BAD_REQUEST, UNAUTHORIZED, NOT_FOUND, TOO_MANY, FAILED, UNAVAILABLE = 400, 401, 404, 429, 500, 503
 TYPES = {BAD_REQUEST: "invalid_request_error", NOT_FOUND: "invalid_request_error", TOO_MANY: "rate_limit_error"}
 
 

@@ -12,6 +12,7 @@ from tritonclient.utils import InferenceServerException
 
 from pt_trtllm.openai.errors import BAD_REQUEST, FAILED, TOO_MANY, UNAVAILABLE, ApiError
 from pt_trtllm.openai.tensors import Piece, to_inputs, to_piece
+from pt_trtllm.serving.tensors import CORE_PRIVATE_INPUTS, MAX_LENGTH
 
 SAYINGS = (
     (re.compile("Exceeds maximum queue size"), TOO_MANY, "queue_full"),
@@ -25,6 +26,8 @@ SAYINGS = (
 )
 """Errors of a stream come without a status code: their text has to tell what they are. What says none of these is the
 server's own failure."""
+OUR_OWN = frozenset(tensor.name for tensor in CORE_PRIVATE_INPUTS)
+"""Inputs by which a core is known as this project's."""
 CONNECT_TIMEOUT_S = 10.0
 CHANNEL = [
     ("grpc.max_receive_message_length", -1),  # logits of a long prompt exceed the default of 4 MiB
@@ -43,9 +46,15 @@ class TritonModel:
         await self._client.close()
 
     async def is_ready(self) -> bool:
+        """Triton calls our core ready while its engine is down, and then the whole server not ready. Of another core's
+        server that would say that any model failed, perhaps one that nobody asks here."""
         try:
-            return bool(await self._client.is_model_ready(self.name, client_timeout=CONNECT_TIMEOUT_S))
-        except InferenceServerException:
+            if not await self._client.is_model_ready(self.name, client_timeout=CONNECT_TIMEOUT_S):
+                return False
+            if OUR_OWN.isdisjoint(await self.inputs()):
+                return True
+            return bool(await self._client.is_server_ready(client_timeout=CONNECT_TIMEOUT_S))
+        except (InferenceServerException, ApiError):
             return False
 
     async def config(self) -> Any:
@@ -64,6 +73,11 @@ class TritonModel:
                 )
             self._config = answer.config
         return self._config
+
+    async def max_length(self) -> int | None:
+        """Tokens of prompt and answer together that the engine takes, where the model's configuration says it."""
+        text = (await self.config()).parameters[MAX_LENGTH].string_value
+        return int(text) if text.isascii() and text.isdecimal() and int(text) else None
 
     async def inputs(self) -> dict[str, str]:
         """Tensors that the model takes, and their types."""

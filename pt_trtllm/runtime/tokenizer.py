@@ -37,11 +37,16 @@ class Tokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Ids, by default with the special tokens that the tokenizer's own template adds."""
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ConfigError(f"the text is not valid Unicode: {error.reason} at character {error.start}") from None
+        _check_unicode(text)
         ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def encode_in_thread(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """The same while other threads run: the library's `encode` keeps Python's lock. For processes that do not
+        fork: it starts threads of its own."""
+        _check_unicode(text)
+        (encoding,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        ids: list[int] = encoding.ids
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -53,6 +58,17 @@ class Tokenizer:
         if self.is_silent(token):
             return self._backend.id_to_token(token) or f"<{token}>"
         return self.decode([token])
+
+    def piece(self, token: int) -> str | None:
+        """The token as the vocabulary spells it."""
+        text: str | None = self._backend.id_to_token(token)
+        return text
+
+    @property
+    def longest_piece(self) -> int:
+        """Characters of the longest token: no text has fewer tokens than its length divided by this, but for what a
+        normaliser drops."""
+        return max(map(len, self._backend.get_vocab()), default=0)
 
     def token_id(self, text: str) -> int | None:
         """The token of exactly this name, such as `<eos>`."""
@@ -66,6 +82,13 @@ class Tokenizer:
     def is_byte(self, token: int) -> bool:
         """Whether the token is one byte of text (<0xE2>), which its neighbours give a meaning."""
         return BYTE_TOKEN.fullmatch(self._backend.id_to_token(token) or "") is not None
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"the text is not valid Unicode: {error.reason} at character {error.start}") from None
 
 
 def find_tokenizer(engine_dir: Path, tokenizer_dir: Path | None) -> Tokenizer | None:
