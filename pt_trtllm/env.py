@@ -110,6 +110,9 @@ CACHE_DIR = Variable(
     "a path",
     "Where TensorRT's timing and runtime caches are kept between runs.",
 )
+API_KEYS = Variable(
+    "PT_API_KEYS", "", str, "text", "Keys of which clients of `openai` must send one, separated by blanks."
+)
 TRITON_CONTROL_URL = Variable(
     "PT_TRITON_CONTROL_URL", "", str, "a URL", "Set by `serve` for its models: where the server's HTTP port is."
 )
@@ -134,6 +137,7 @@ VARIABLES = (
     LOAD_TIMEOUT_S,
     NUM_THREADS,
     CACHE_DIR,
+    API_KEYS,
     TRITON_CONTROL_URL,
     TRITON_CONTROL_KEY,
     TRITON_CONTROL_DIR,

@@ -7,7 +7,7 @@ from typing import Any
 from pt_trtllm.errors import Kind, ServingError
 from pt_trtllm.serving.error_marks import Told
 
-BAD_REQUEST, NOT_FOUND, TOO_MANY, FAILED, UNAVAILABLE = 400, 404, 429, 500, 503
+BAD_REQUEST, UNAUTHORIZED, NOT_FOUND, TOO_MANY, FAILED, UNAVAILABLE = 400, 401, 404, 429, 500, 503
 TYPES = {BAD_REQUEST: "invalid_request_error", NOT_FOUND: "invalid_request_error", TOO_MANY: "rate_limit_error"}
 
 MEANINGS: dict[Kind, tuple[int, str | None]] = {

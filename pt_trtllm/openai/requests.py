@@ -15,6 +15,8 @@ from pt_trtllm.runtime.params import MAX_LOGPROBS, MAX_SAMPLES, SamplingParams
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's own for completions; a chat may go on to the end of the context."""
 MAX_PROMPTS = 256
+MAX_ANSWERS = 1024
+"""To all prompts of one request."""
 
 SAMPLING = {
     "temperature": fields.NUMBER,
@@ -123,6 +125,13 @@ def parse_completion(body: Any) -> Completion:
     many = prompt if isinstance(prompt, list) and not fields.is_tokens(prompt) else [prompt]
     if len(many) > MAX_PROMPTS:
         raise ApiError(f"prompt has {len(many)} entries, expected at most {MAX_PROMPTS}", param="prompt")
+    count = len(many) * given.get("n", 1)
+    if len(many) > 1 and count > MAX_ANSWERS:
+        raise ApiError(
+            f"{len(many)} prompts with n = {given['n']} are {count} answers, expected at most {MAX_ANSWERS}; "
+            "send several requests",
+            param="n",
+        )
     echo = given.get("echo", False)
     max_tokens = given.get("max_tokens", DEFAULT_MAX_TOKENS)
     return Completion(

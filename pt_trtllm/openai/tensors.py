@@ -69,13 +69,13 @@ def word_list(words: Sequence[Sequence[int]]) -> list[list[int]]:
     return [ids, ends + [-1] * (len(ids) - len(ends))]
 
 
-def bias_values(bias: Mapping[int, float], vocab_size: int) -> list[float]:
+def bias_values(bias: Mapping[int, float], vocab_size: int) -> np.ndarray[Any, Any]:
     wrong = next((token for token in bias if not 0 <= token < vocab_size), None)
     if wrong is not None:
         raise ApiError(f"logit_bias has token {wrong}, outside the vocabulary of {vocab_size}", param="logit_bias")
     values = np.zeros(vocab_size, dtype=np.float32)
     values[list(bias)] = list(bias.values())
-    return list(map(float, values))
+    return values
 
 
 def to_inputs(values: Mapping[str, Any], declared: Mapping[str, str], model: str) -> list[InferInput]:

@@ -12,7 +12,10 @@ from tritonclient.utils import InferenceServerException
 from pt_trtllm.openai.errors import FAILED, UNAVAILABLE, ApiError
 from pt_trtllm.openai.tensors import Piece, to_inputs, to_piece
 from pt_trtllm.serving.error_marks import read_mark
+from pt_trtllm.serving.tensors import CORE_PRIVATE_INPUTS, MAX_LENGTH
 
+OUR_OWN = frozenset(tensor.name for tensor in CORE_PRIVATE_INPUTS)
+"""Inputs by which a core is known as this project's."""
 CONNECT_TIMEOUT_S = 10.0
 CHANNEL = [
     ("grpc.max_receive_message_length", -1),  # logits of a long prompt exceed the default of 4 MiB
@@ -31,9 +34,15 @@ class TritonModel:
         await self._client.close()
 
     async def is_ready(self) -> bool:
+        """Triton calls our core ready while its engine is down, and then the whole server not ready. Of another core's
+        server that would say that any model failed, perhaps one that nobody asks here."""
         try:
-            return bool(await self._client.is_model_ready(self.name, client_timeout=CONNECT_TIMEOUT_S))
-        except InferenceServerException:
+            if not await self._client.is_model_ready(self.name, client_timeout=CONNECT_TIMEOUT_S):
+                return False
+            if OUR_OWN.isdisjoint(await self.inputs()):
+                return True
+            return bool(await self._client.is_server_ready(client_timeout=CONNECT_TIMEOUT_S))
+        except (InferenceServerException, ApiError):
             return False
 
     async def config(self) -> Any:
@@ -52,6 +61,11 @@ class TritonModel:
                 )
             self._config = answer.config
         return self._config
+
+    async def max_length(self) -> int | None:
+        """Tokens of prompt and answer together that the engine takes, where the model's configuration says it."""
+        text = (await self.config()).parameters[MAX_LENGTH].string_value
+        return int(text) if text.isascii() and text.isdecimal() and int(text) else None
 
     async def inputs(self) -> dict[str, str]:
         """Tensors that the model takes, and their types."""

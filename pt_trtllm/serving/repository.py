@@ -12,6 +12,7 @@ from pt_trtllm.engine.bundle import open_bundle
 from pt_trtllm.errors import ConfigError, ServingError
 from pt_trtllm.runtime.scheduler import POLICIES
 from pt_trtllm.runtime.tokenizer import find_tokenizer
+from pt_trtllm.serving.tensors import MAX_LENGTH
 
 KIND = "model repository"
 TENSORRT_LLM = "tensorrt-llm"
@@ -139,6 +140,7 @@ def _core_parameters(engine_dir: Path, tokenizer_dir: Path, options: DeployOptio
     parameters = {
         "gpt_model_path": str(engine_dir),
         "gpt_model_type": "inflight_fused_batching",
+        MAX_LENGTH: str(_max_length(engine_dir)),
         "tokenizer_dir": str(tokenizer_dir),
         "batch_scheduler_policy": options.scheduler_policy,
         "enable_kv_cache_reuse": _flag(options.enable_block_reuse),
@@ -154,6 +156,13 @@ def _core_parameters(engine_dir: Path, tokenizer_dir: Path, options: DeployOptio
     if options.hostfile is not None:
         parameters["hostfile"] = str(options.hostfile.resolve())
     return parameters
+
+
+def _max_length(engine_dir: Path) -> int:
+    """0 where the engine does not say."""
+    config = read_json(engine_dir / "config.json", "an engine")
+    length = (config.get("build_config") or {}).get("max_seq_len")
+    return length if isinstance(length, int) else 0
 
 
 def _special_tokens(engine_dir: Path) -> dict[str, str]:

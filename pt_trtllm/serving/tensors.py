@@ -126,6 +126,9 @@ MANY_PER_PROMPT = frozenset(
 """Outputs that have a value per sample, where one response carries all samples."""
 CORE_PRIVATE_OUTPUTS = (*END_OUTPUTS, Tensor("text_piece", "STRING", (-1,)), Tensor("stream_id", "STRING"))
 
+MAX_LENGTH = "max_seq_len"
+"""Parameter of the core, for whoever reads its configuration: tokens of prompt and answer together."""
+
 PREPROCESSING_INPUTS = (
     Tensor("QUERY", "STRING", required=True),
     *_row("STRING", "DECODER_QUERY"),

@@ -19,7 +19,7 @@ START_S, STOP_S = 180.0, 90.0
 @dataclass
 class FrontEnd:
     address: str
-    """http://host:port"""
+    """http://host:port, or https"""
     process: subprocess.Popen[bytes]
     log: Path
 
@@ -49,7 +49,7 @@ def front_end(*options: object) -> Iterator[FrontEnd]:
 def _address(log: Path, process: subprocess.Popen[bytes]) -> str:
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
-        if match := re.search(r"playground at (http://\S+),", log.read_text()):
+        if match := re.search(r"playground at (https?://\S+),", log.read_text()):
             return match[1]
         assert process.poll() is None, f"the front end ended with {process.returncode}: {log.read_text()[-3000:]}"
         time.sleep(0.05)

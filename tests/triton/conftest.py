@@ -63,3 +63,18 @@ def openai_front_end(server: TritonServer) -> Iterator[FrontEnd]:
     options = ("--url", server.grpc_url, "--metrics-url", server.metrics_url, "--tokenizer-dir", EXAMPLE)
     with front_end(*options, "--served-model-name", "tiny-pt") as running:
         yield running
+
+
+API_KEYS = ("first-key-of-the-tests", "second-key-of-the-tests")
+
+
+@pytest.fixture(scope="session")
+def locked_front_end(server: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FrontEnd]:
+    """Another one, which asks for one of `API_KEYS`."""
+    file = tmp_path_factory.mktemp("keys") / "keys"
+    file.write_text(API_KEYS[0])
+    file.chmod(0o600)
+    options = ("--url", server.grpc_url, "--metrics-url", server.metrics_url, "--tokenizer-dir", EXAMPLE)
+    keys = ("--api-key-file", file, "--api-key", API_KEYS[1])
+    with front_end(*options, *keys, "--served-model-name", "tiny-pt") as running:
+        yield running

@@ -94,6 +94,8 @@ def test_what_an_answer_must_match_becomes_a_guide(fields: dict[str, Any], guide
         ({"max_tokens": 0}, "max_tokens", "max_tokens is 0, expected 1"),
         ({"max_tokens": 1 << 40}, "max_tokens", "expected 1 to 2147483647"),
         ({"n": 0}, "n", "n is 0, expected 1 to 128"),
+        ({"prompt": ["a"] * 256, "n": 5}, "n", "256 prompts with n = 5 are 1280 answers, expected at most 1024"),
+        ({"prompt": ["a"] * 257}, "prompt", "prompt has 257 entries, expected at most 256"),
         ({"best_of": 3}, "best_of", "best_of is 3"),
         ({"suffix": "b"}, "suffix", "suffix is not supported"),
         ({"logprobs": 21}, "logprobs", "logprobs is 21, expected 0 to 20"),
@@ -216,6 +218,6 @@ def test_word_lists_have_all_ids_and_then_the_ends() -> None:
 
 
 def test_a_bias_has_a_place_for_every_token() -> None:
-    assert bias_values({1: -100.0, 3: 2.0}, 4) == [0.0, -100.0, 0.0, 2.0]
+    assert bias_values({1: -100.0, 3: 2.0}, 4).tolist() == [0.0, -100.0, 0.0, 2.0]
     with pytest.raises(ApiError, match="token 4, outside the vocabulary of 4"):
         bias_values({4: 1.0}, 4)

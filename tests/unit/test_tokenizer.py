@@ -37,9 +37,21 @@ def test_what_a_file_says_about_truncation_and_padding_is_ignored(left_over: dic
 
 def test_a_text_that_cannot_fit_is_refused_by_its_length() -> None:
     tokenizer = Tokenizer(EXAMPLE)
-    names = json.loads((EXAMPLE / "tokenizer.json").read_text())["model"]["vocab"]
-    assert tokenizer.longest_token == max(16, *map(len, names))
-    most = 10 * tokenizer.longest_token
-    tokenizer.check_length("x" * most, 10, "text_input")
-    with pytest.raises(ConfigError, match=rf"text_input has {most + 1} characters, .*maximum input length \(10\)"):
-        tokenizer.check_length("x" * (most + 1), 10, "text_input")
+    most = 10 * tokenizer.longest_piece
+    tokenizer.check_fits("x" * most, 10, "text_input")
+    with pytest.raises(
+        ConfigError, match=rf"text_input has {most + 1} characters, .*maximum input length \(10\)"
+    ) as told:
+        tokenizer.check_fits("x" * (most + 1), 10, "text_input")
+    assert told.value.kind == "too_long"
+
+
+def test_a_text_that_might_fit_is_counted_up_to_the_limit() -> None:
+    tokenizer = Tokenizer(EXAMPLE)
+    text = "It is a truth. " * 20_000
+    count = len(tokenizer.encode(text, add_special_tokens=False))
+    assert not tokenizer.has_more_tokens(text, count)
+    assert tokenizer.has_more_tokens(text, count - 64 * 6)
+    with pytest.raises(ConfigError, match="text_input of 300000 characters exceeds maximum input length") as told:
+        tokenizer.check_fits(text, max(len(text) // tokenizer.longest_piece + 1, count // 2), "text_input")
+    assert told.value.kind == "too_long"

@@ -13,7 +13,6 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from pt_trtllm.errors import ConfigError
-from pt_trtllm.runtime.tokenizer import Tokenizer
 from pt_trtllm.serving.models.triton import (
     FINAL,
     array,
@@ -35,7 +34,7 @@ INPUTS = tuple(tensor.name for tensor in PREPROCESSING_INPUTS)
 LONG = 1 << 14
 """Characters, of all texts of a request together: tens of milliseconds."""
 LONG_AT_A_TIME = 2
-"""The library that tokenizes lets other threads run."""
+"""The library lets other threads run meanwhile (`encode_in_thread`)."""
 
 
 class PreprocessModel:
@@ -44,7 +43,6 @@ class PreprocessModel:
         self._tokenizer = open_tokenizer(values)
         self._end_id, self._pad_id = int(values.get("end_id", NO_TOKEN)), int(values.get("pad_id", NO_TOKEN))
         self._special = flag(values.get("add_special_tokens"), True, "add_special_tokens")
-
         limit = values.get("max_input_len")
         self._max_tokens = int(limit) if limit else None
         self._threads = ThreadPoolExecutor(LONG_AT_A_TIME, "pt-trtllm-long-texts")
@@ -102,14 +100,15 @@ class PreprocessModel:
     def _encode(self, value: Any, name: str) -> list[int]:
         query = text(value, name)
         if self._max_tokens is not None:
-            self._tokenizer.check_length(query, self._max_tokens, name)
-        return self._tokenizer.encode(query, add_special_tokens=self._special)
+            self._tokenizer.check_fits(query, self._max_tokens, name)
+        return self._tokens_of(query, self._special)
+
+    def _tokens_of(self, query: str, special: bool) -> list[int]:
+        encode = self._tokenizer.encode if len(query) <= LONG else self._tokenizer.encode_in_thread
+        return encode(query, add_special_tokens=special)
 
     def _words(self, request: Any, name: str, count: int) -> Any:
-        rows = [
-            [self._tokenizer.encode(word, add_special_tokens=False) for word in texts(request, name, row)]
-            for row in range(count)
-        ]
+        rows = [[self._tokens_of(word, False) for word in texts(request, name, row)] for row in range(count)]
         return pack_words(rows)
 
     def _bias(self, request: Any, count: int) -> Any:
@@ -123,20 +122,18 @@ class PreprocessModel:
                 f"embedding_bias_words has {len(words)} words, embedding_bias_weights {len(values)} numbers; "
                 "expected as many of both"
             )
-        return np.tile(_bias_row(self._tokenizer, words, values), (count, 1))
+        return np.tile(self._bias_row(words, values), (count, 1))
+
+    def _bias_row(self, words: tuple[str, ...], weights: list[float]) -> Any:
+        row = np.zeros(self._tokenizer.vocab_size, np.float32)
+        for word, weight in zip(words, weights, strict=True):
+            np.add.at(row, self._tokens_of(word, False), weight)
+        return row
 
 
 def _num_characters(given: dict[str, Any]) -> int:
     """In bytes, which are at least as many."""
     return sum(len(text) for values in given.values() if values.dtype == np.object_ for text in values.reshape(-1))
-
-
-def _bias_row(tokenizer: Tokenizer, words: tuple[str, ...], weights: list[float]) -> Any:
-    row = np.zeros(tokenizer.vocab_size, np.float32)
-    for word, weight in zip(words, weights, strict=True):
-        for token in tokenizer.encode(word, add_special_tokens=False):
-            row[token] += weight
-    return row
 
 
 def _padded(rows: list[list[int]], pad_id: int) -> tuple[Any, Any]:
