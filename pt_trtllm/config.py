@@ -166,10 +166,10 @@ class ModelConfig:
         problems_to_error("model config", self._problems())
 
     def _problems(self) -> list[str]:
-        problems = [f"{name} is {shown(getattr(self, name))}, expected a positive whole number"
-                    for name in ("vocab_size", "num_hidden_layers", "hidden_size", "num_attention_heads", "head_dim",
-                                 "num_tracks", "sync_interval", "num_key_value_heads", "max_position_embeddings")
-                    if not is_positive_int(getattr(self, name))]  # fmt: skip
+        sizes = ("vocab_size", "num_hidden_layers", "hidden_size", "num_attention_heads", "head_dim", "num_tracks",
+                 "sync_interval", "num_key_value_heads", "max_position_embeddings")  # fmt: skip
+        problems = [_size_problem(name, getattr(self, name)) for name in sizes]
+        problems = [problem for problem in problems if problem]
         if problems:
             return problems  # what follows divides by these
         problems = [
@@ -204,10 +204,6 @@ class ModelConfig:
         scaling: Any = self.rope_scaling
         if scaling is not None and not isinstance(scaling, RopeScaling):
             problems.append(f"rope_scaling is {scaling!r}, expected null or an object with a kind")
-        if self.max_position_embeddings > MAX_POSITIONS:
-            problems.append(
-                f"max_position_embeddings is {self.max_position_embeddings}, expected at most {MAX_POSITIONS}"
-            )
         for name in ("bos_token_id", "pad_token_id"):
             token = getattr(self, name)
             if token is not None and not (isinstance(token, int) and 0 <= token < self.vocab_size):
@@ -321,6 +317,13 @@ def _pattern_problems(name: str, pattern: tuple[str, ...], kinds: tuple[str, ...
     if pattern and not bad:
         return []
     return [f"{name} is {list(pattern)!r}, expected a non-empty list of {list(kinds)}"]
+
+
+def _size_problem(name: str, value: Any) -> str:
+    most = MAX_POSITIONS if name == "max_position_embeddings" else MAX_SIZE
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        return f"{name} is {shown(value)}, expected a positive whole number"
+    return f"{name} is {shown(value)}, expected at most {most}" if value > most else ""
 
 
 def is_positive_int(value: Any) -> bool:

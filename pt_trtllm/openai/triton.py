@@ -53,10 +53,16 @@ class TritonModel:
             except InferenceServerException as error:
                 raise self._failure(error.message(), error.status()) from None
             names = {tensor.name for tensor in answer.config.input}
-            if "input_ids" not in names or not answer.config.model_transaction_policy.decoupled:
+            if "input_ids" not in names:
                 raise ApiError(
-                    f"the server's model {self.name!r} takes {sorted(names)}; expected the core model, decoupled and "
-                    "with token ids as 'input_ids'",
+                    f"the server's model {self.name!r} takes {sorted(names)}; expected the core model, with token ids "
+                    "as 'input_ids'",
+                    status=UNAVAILABLE,
+                )
+            if not answer.config.model_transaction_policy.decoupled:
+                raise ApiError(
+                    f"the server's model {self.name!r} is not decoupled, so that it cannot stream; expected one that "
+                    "was deployed without --no-decoupled",
                     status=UNAVAILABLE,
                 )
             self._config = answer.config

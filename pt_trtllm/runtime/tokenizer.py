@@ -117,7 +117,9 @@ def load_backend(path: Path) -> Backend:
     ignored, as `transformers` does."""
     try:
         backend = Backend.from_file(str(path))
-    except Exception as error:  # the library raises a bare Exception for malformed files
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises a bare Exception for malformed files, and a panic for some
         raise ConfigError(f"{path}: not a tokenizer: {error}") from None
     backend.no_truncation()
     backend.no_padding()

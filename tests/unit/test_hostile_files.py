@@ -180,3 +180,11 @@ def test_sizes_that_no_model_has_are_refused_at_once(made: Path, tmp_path: Path)
     config["pretrained_config"]["mapping"]["world_size"] = 10**9
     folder = link(made / "engine", tmp_path / "engine", **{"config.json": json.dumps(config).encode()})
     refused("inspect", folder, match="expected at most")
+
+
+def test_a_tokenizer_at_which_the_library_panics(made: Path, tmp_path: Path) -> None:
+    data = json.loads((EXAMPLE / "tokenizer.json").read_text())
+    data["model"]["continuing_subword_prefix"] = "a prefix that is longer than every token of the vocabulary"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    options = ("--engine-dir", made / "engine", "--tokenizer-dir", tmp_path, "--model-repository", tmp_path / "r")
+    refused("deploy", *options, match="not a tokenizer")
