@@ -202,14 +202,15 @@ class EngineCore:
         held_up, self._held_up, ended = self._held_up, [], []
         self._guides.patience.renew()
         for sequence in held_up:
-            if sequence.finish_reason is None:
-                self._guarded(sequence, sequence.look_at_guide)
-                if sequence.finish_reason is not None:
-                    ended.append(sequence)
-                    self._scheduler.drop(sequence)
-                    self._forget(sequence)
-                elif sequence.paused:
-                    self._held_up.append(sequence)
+            if sequence.has_ended:
+                continue  # it was cancelled
+            self._guarded(sequence, sequence.look_at_guide)
+            if sequence.has_ended:
+                ended.append(sequence)
+                self._scheduler.drop(sequence)
+                self._forget(sequence)
+            elif sequence.paused:
+                self._held_up.append(sequence)
         return ended
 
     def _take_tokens(self, step: Step, logits: Logits | None) -> list[Sequence]:

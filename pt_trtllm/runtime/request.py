@@ -153,6 +153,10 @@ class Sequence:
         )
 
     @property
+    def has_ended(self) -> bool:
+        return self.finish_reason is not None
+
+    @property
     def order(self) -> tuple[float, int]:
         """Who goes first: higher priority, then earlier arrival."""
         return -self.request.priority, self.index

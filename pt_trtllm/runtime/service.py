@@ -13,6 +13,7 @@ from pt_trtllm.runtime.core import EngineCore
 from pt_trtllm.runtime.protocol import Channel, Message, logits_file, request_from_json, write_logits
 from pt_trtllm.runtime.rank_log import log_traceback
 from pt_trtllm.runtime.request import Sequence
+from pt_trtllm.runtime.values import is_whole, shown
 
 GONE: Message = {"type": "shutdown"}
 
@@ -50,19 +51,27 @@ class Service:
         while not self._inbox.empty() or not self._core.has_work():
             message = self._inbox.get()
             self._core.trace.begin()
-            if message["type"] == "shutdown":
+            if message == GONE:
                 return False
-            if message["type"] == "submit":
-                for request_id, request in message["requests"]:
-                    self._submit(request_id, request)
-            elif message["type"] == "cancel":
-                self._cancel(message["id"])
-            elif message["type"] == "stats":
-                self._channel.send({"type": "stats", "stats": self._core.stats().to_json()})
+            try:
+                self._handle(message)
+            except (KeyError, TypeError, ValueError) as error:  # it is malformed: the others are not
+                log_traceback(error)
             self._core.trace.lap("messages")
         return True
 
+    def _handle(self, message: Message) -> None:
+        if message["type"] == "submit":
+            for request_id, request in message["requests"]:
+                self._submit(request_id, request)
+        elif message["type"] == "cancel":
+            self._cancel(message["id"])
+        elif message["type"] == "stats":
+            self._channel.send({"type": "stats", "stats": self._core.stats().to_json()})
+
     def _submit(self, request_id: int, request: Message) -> None:
+        if not is_whole(request_id) or request_id in self._running:
+            raise ValueError(f"a request is called {shown(request_id)}, expected a number of its own")
         try:
             sequence = self._core.add(request_from_json(request))
         except PtError as error:
