@@ -201,11 +201,9 @@ class EngineCore:
         """Takes up again who was held up by its guide; returns those that ended instead."""
         held_up, self._held_up, ended = self._held_up, [], []
         self._guides.patience.renew()
-        for sequence in held_up:
-            if sequence.has_ended:
-                continue  # it was cancelled
+        for sequence in [one for one in held_up if one.finish_reason is None]:  # the others were cancelled
             self._guarded(sequence, sequence.look_at_guide)
-            if sequence.has_ended:
+            if sequence.finish_reason is not None:
                 ended.append(sequence)
                 self._scheduler.drop(sequence)
                 self._forget(sequence)

@@ -153,10 +153,6 @@ class Sequence:
         )
 
     @property
-    def has_ended(self) -> bool:
-        return self.finish_reason is not None
-
-    @property
     def order(self) -> tuple[float, int]:
         """Who goes first: higher priority, then earlier arrival."""
         return -self.request.priority, self.index

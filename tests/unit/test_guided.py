@@ -180,7 +180,13 @@ def test_nobody_waits_longer_than_patience_lasts() -> None:
     """For a grammar whose work does not end, as for one that is quick."""
     begun, release = threading.Event(), threading.Event()
     workers = Workers("test", 1, stack_bytes=0)
-    job = workers.submit(lambda: (begun.set(), release.wait(), (None, None))[2])
+
+    def work() -> tuple[object, torch.Tensor | None]:
+        begun.set()
+        release.wait()
+        return None, None
+
+    job = workers.submit(work)
     patience = Patience()
     guide = Guide(workers, patience, job)
     begun.wait()
@@ -197,7 +203,7 @@ def test_a_panic_is_the_trouble_of_one_guide() -> None:
     class Panic(BaseException):
         """As pyo3's, not an Exception."""
 
-    def work() -> tuple[object, None]:
+    def work() -> tuple[object, torch.Tensor | None]:
         raise Panic("a path: /etc/passwd")
 
     workers = Workers("test", 1, stack_bytes=0)

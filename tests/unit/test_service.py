@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 import re
 import socket
 import subprocess
@@ -176,8 +178,10 @@ def test_no_request_harms_another(client: Client, expected: list[int], hostile: 
 
 @pytest.mark.parametrize(
     "malformed",
-    [{}, [], 3, {"type": "submit"}, {"type": "submit", "requests": [[1]]}, {"type": "cancel"}, {"type": "cancel", "id": []},
-     {"type": "submit", "requests": [[[], asked()]]}, {"type": "what"}],
+    [
+        {}, [], 3, {"type": "what"}, {"type": "submit"}, {"type": "submit", "requests": [[1]]},
+        {"type": "submit", "requests": [[[], asked()]]}, {"type": "cancel"}, {"type": "cancel", "id": []},
+    ],
 )  # fmt: skip
 def test_malformed_messages_are_ignored(client: Client, expected: list[int], malformed: Any) -> None:
     client.submit({0: asked()})
@@ -244,17 +248,24 @@ def test_rows_that_are_not_finite_end_their_own_sequence(
         assert "not finite" in client.end(1)["message"]
 
 
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    """A file system of 16 KiB. It has no name, so that nothing of it stays, however a test ends."""
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", folder], check=False).returncode:
+        pytest.skip("only root may mount a small file system")
+    root = os.open(folder, os.O_RDONLY)
+    try:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+        yield Path(f"/proc/self/fd/{root}")
+    finally:
+        os.close(root)
+
+
 @pytest.mark.parametrize("disk", ["missing", "full"])
 def test_a_disk_that_takes_no_logits_fails_who_asked_for_them(
     engine: Engine, expected: list[int], tmp_path: Path, disk: str
 ) -> None:
-    folder = tmp_path / "folder"
-    if disk == "full":
-        folder.mkdir()
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", folder], check=False)
-        if mounted.returncode:
-            pytest.skip("only root may mount a small file system")
-    try:
+    with small_disk(tmp_path) if disk == "full" else contextlib.nullcontext(tmp_path / "missing") as folder:
         with Running(engine, folder) as client:
             client.submit({0: asked(), 1: asked(context_logits=True), 2: asked()})
             client.wait(0, 1, 2)
@@ -262,10 +273,7 @@ def test_a_disk_that_takes_no_logits_fails_who_asked_for_them(
             assert client.end(1)["kind"] == "failed"
             reason = "No space left on device" if disk == "full" else "No such file or directory"
             assert client.end(1)["message"] == f"the prompt's logits could not be kept: {reason}"
-            assert not list(folder.glob("*"))
-    finally:
-        if disk == "full":
-            subprocess.run(["umount", folder], check=True)
+        assert not list(folder.glob("*"))
 
 
 def test_log_probabilities_of_a_prompt_outlive_a_preemption(engine: Engine, tmp_path: Path) -> None:
