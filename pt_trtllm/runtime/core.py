@@ -111,7 +111,7 @@ class EngineCore:
         self._held_up: list[Sequence] = []
         """Those whose guide has yet to say what may come next."""
         self._was_finite = False
-        self._num_sequences = 0
+        self._num_sequences = self._num_steps = 0
         self.trace = trace or Tracer()
         self._stats = EngineStats(
             world_size=engine.comm.world_size, hosts=engine.comm.num_hosts, kv_blocks=self._space.num_blocks
@@ -135,6 +135,11 @@ class EngineCore:
     def has_work(self) -> bool:
         return self._scheduler.has_work()
 
+    @property
+    def num_steps(self) -> int:
+        """That have been made so far, with those in which all sequences waited for their guides."""
+        return self._num_steps
+
     def step(self, meanwhile: Callable[[], None] = lambda: None) -> list[Sequence]:
         """One pass; returns the sequences that got tokens or ended.
 
@@ -142,6 +147,7 @@ class EngineCore:
         """
         start, reported = time.perf_counter(), self.trace.seconds["report"]
         self.trace.begin()
+        self._num_steps += 1
         ended = self._look_at_guides()
         if self._proposer is not None and (ready := self._scheduler.decoding()):
             self._proposer.propose(ready)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import queue
-import threading
+import time
 from pathlib import Path
 from typing import Any
 
 from pt_trtllm.errors import PtError
 from pt_trtllm.runtime.core import EngineCore
-from pt_trtllm.runtime.protocol import Channel, Message, logits_file, request_from_json, write_logits
+from pt_trtllm.runtime.protocol import (
+    GONE,
+    PROGRESS_PERIOD_S,
+    Channel,
+    Inbox,
+    Message,
+    logits_file,
+    request_from_json,
+    write_logits,
+)
 from pt_trtllm.runtime.rank_log import log_traceback
 from pt_trtllm.runtime.request import Sequence
 from pt_trtllm.runtime.values import is_whole, shown
-
-GONE: Message = {"type": "shutdown"}
 
 
 class Service:
@@ -23,28 +29,21 @@ class Service:
 
     def __init__(self, core: EngineCore, channel: Channel, folder: Path) -> None:
         self._core, self._channel, self._folder = core, channel, folder
-        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._last_sent, self._num_steps_told = 0.0, 0
         self._running: dict[int, Sequence] = {}
         self._ids: dict[Sequence, int] = {}
         self._unreported: list[list[Any]] = []
 
     def run(self) -> None:
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._inbox = Inbox(self._channel)
         self._channel.send({"type": "ready"})
         while self._take_messages():
             if self._core.has_work():
                 self._note(self._core.step(meanwhile=self._report))
+            self._tell_progress()
             if not self._core.has_work():
                 self._report()
                 self._core.trace.lap("report")
-
-    def _listen(self) -> None:
-        try:
-            for message in self._channel:
-                self._inbox.put(message)
-        except (OSError, ValueError):
-            pass  # a client that vanishes is one that said shutdown
-        self._inbox.put(GONE)
 
     def _take_messages(self) -> bool:
         """Handles what has arrived; sleeps while there is nothing to do at all. False: shut down."""
@@ -112,6 +111,13 @@ class Service:
         if self._unreported:
             self._channel.send({"type": "tokens", "outputs": self._unreported})
             self._unreported = []
+            self._last_sent = time.monotonic()
+
+    def _tell_progress(self) -> None:
+        """A client that hears nothing for long takes the engine for one that hangs."""
+        if self._core.num_steps > self._num_steps_told and time.monotonic() - self._last_sent > PROGRESS_PERIOD_S:
+            self._channel.send({"type": "progress"})
+            self._num_steps_told, self._last_sent = self._core.num_steps, time.monotonic()
 
     def _refuse(self, request_id: int, error: PtError) -> None:
         self._channel.send({"type": "refused", "id": request_id, "kind": error.kind, "message": error.message})

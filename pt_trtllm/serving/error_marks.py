@@ -55,7 +55,7 @@ def read_mark(text: str) -> Told:
     """The last mark counts: what a client sent, and finds quoted in the message, stands before it."""
     found = list(MARK.finditer(text))
     if not found:
-        kind = next((kind for pattern, kind in SAYINGS if pattern.search(text)), "failed")
+        kind: Kind = next((kind for pattern, kind in SAYINGS if pattern.search(text)), "failed")
         return Told(text, kind, was_taken=kind != "queue_full")
     start, end = found[-1].span()
     kind = cast(Kind, found[-1][1]) if found[-1][1] in KINDS else "failed"

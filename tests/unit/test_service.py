@@ -304,3 +304,18 @@ def test_who_waits_for_a_grammar_can_leave(client: Client, expected: list[int]) 
     client.wait(0, 1)
     assert client.end(0) == {"reason": "cancelled"}
     assert client.tokens[1] == expected
+
+
+def test_waiting_for_grammars_alone_is_progress(engine: Engine) -> None:
+    """Whoever watches the engine is not to take it for one that hangs."""
+    core = EngineCore(engine, RuntimeOptions(), Tokenizer(EXAMPLE))
+    grammar = "root ::= " + " | ".join(f'"c{index}"' for index in range(20_000))
+    sequence = core.add(Request(prompt_ids=(5,), params=SamplingParams(guided_grammar=grammar)))
+    passes = core.stats().forward_passes
+    while sequence.paused:
+        before = core.num_steps
+        core.step()
+        assert core.num_steps == before + 1
+    assert core.num_steps > passes + 1
+    core.cancel(sequence)
+    assert core.stats().kv_blocks_used == 0

@@ -32,8 +32,9 @@ class Calls:
                     pass
             self._ended.append(running)
 
-    def stop(self, core: str, request_id: str) -> None:
-        """`request_id`: of a request to the core, or the stream id that our core gives. Its stream ends normally."""
+    def stop(self, core: str, stream: str) -> None:
+        """`stream`: the id that our core gave it, or we gave the request; never what a client chose, for another client
+        may have chosen the same. The stream ends normally."""
         inputs = [
             pb_utils.Tensor("input_ids", np.zeros((1, 1), np.int32)),
             pb_utils.Tensor("input_lengths", np.ones((1, 1), np.int32)),
@@ -41,7 +42,7 @@ class Calls:
             pb_utils.Tensor("stop", np.ones((1, 1), bool)),
         ]
         stop = pb_utils.InferenceRequest(
-            model_name=core, request_id=request_id, requested_output_names=["output_ids"], inputs=inputs
+            model_name=core, request_id=stream, requested_output_names=["output_ids"], inputs=inputs
         )
         for _ in self.responses(stop):
             pass

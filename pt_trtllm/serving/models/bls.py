@@ -36,7 +36,7 @@ from pt_trtllm.serving.models.triton import (
 
 CANCEL_CHECK_S = 0.1
 CORE_OUTPUTS = tuple(tensor.name for tensor in declared.CORE_OUTPUTS)
-PRIVATE_OUTPUTS = tuple(tensor.name for tensor in declared.CORE_PRIVATE_OUTPUTS if tensor.name != "stream_id")
+PRIVATE_OUTPUTS = tuple(tensor.name for tensor in declared.CORE_PRIVATE_OUTPUTS)
 PUBLIC_OUTPUTS = frozenset(tensor.name for tensor in declared.ENSEMBLE_OUTPUTS)
 
 
@@ -72,12 +72,16 @@ class BlsModel:
         for name in ("num_draft_tokens", "use_draft_logits"):
             if scalar(request, name):
                 raise ConfigError(f"{name} is set, but there is no draft model; leave it out")
-        request_id = request.request_id() or f"bls-{uuid.uuid4().hex}"
         streams = bool(scalar(request, "stream"))
         texts: dict[Any, _Text] = defaultdict(lambda: _Text(AnswerText(self._tokenizer)))
         whole: dict[Any, list[dict[str, Any]]] = defaultdict(list)
         next_check = time.monotonic() + CANCEL_CHECK_S
+        own_id = f"bls-{uuid.uuid4().hex}"
+        # Our core gives each stream a name of its own. Another core knows requests by their ids only, and clients may
+        # have chosen the same: there it gets an id of ours.
+        request_id = request.request_id() if self._with_private else own_id
         for made in self._core_responses(request_id, self._inputs(request)):
+            stream = bytes(made["stream_id"].reshape(-1)[0]).decode() if "stream_id" in made else own_id
             key = tuple(
                 int(made[name].reshape(-1)[0]) if name in made else 0 for name in ("batch_index", "sequence_index")
             )
@@ -89,7 +93,7 @@ class BlsModel:
             if time.monotonic() >= next_check:
                 next_check = time.monotonic() + CANCEL_CHECK_S
                 if sender.is_cancelled():
-                    self._calls.stop(self._core, request_id)
+                    self._calls.stop(self._core, stream)
         for pieces in whole.values():
             _send(sender, _joined(pieces))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -90,6 +91,23 @@ class Call:
         if not self.done:
             self.done = True
             self._sender.send(error_response(error), flags=FINAL)
+
+    def give_up(self, error: Exception) -> None:
+        """Ends with an error whatever went wrong before, in mid-stream too."""
+        if self.done:
+            return
+        try:
+            if self._sent:
+                part = next(iter(self.parts.values()))
+                tensors = self._tensors(part, Piece(token_ids=[], text="", finish_reason="error", error=error))
+                self._sender.send(pb_utils.InferenceResponse(tensors))
+                self._end()
+            else:
+                self.fail(error)
+        except Exception:  # nothing can be said any more, but the end
+            self.done = True
+            with contextlib.suppress(Exception):
+                self._sender.send(flags=FINAL)
 
     def is_cancelled(self) -> bool:
         return not self.done and bool(self._sender.is_cancelled())

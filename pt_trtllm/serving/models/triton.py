@@ -15,14 +15,15 @@ from pt_trtllm.runtime.tokenizer import Tokenizer
 from pt_trtllm.serving.error_marks import marked
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-CODES: dict[Kind, int] = {
-    "invalid": pb_utils.TritonError.INVALID_ARG,
-    "too_long": pb_utils.TritonError.INVALID_ARG,
-    "queue_full": pb_utils.TritonError.UNAVAILABLE,
-    "unavailable": pb_utils.TritonError.UNAVAILABLE,
-    "failed": pb_utils.TritonError.INTERNAL,
+CODES: dict[Kind, str] = {
+    "invalid": "INVALID_ARG",
+    "too_long": "INVALID_ARG",
+    "queue_full": "UNAVAILABLE",
+    "unavailable": "UNAVAILABLE",
+    "failed": "INTERNAL",
 }
-"""Triton's HTTP port answers 400, 503 and 500 with them."""
+"""Names in `pb_utils.TritonError`, which is not there yet when models are imported. Triton's HTTP port answers 400, 503
+and 500 with them."""
 
 
 def parameters(args: dict[str, str]) -> dict[str, str]:
@@ -90,4 +91,5 @@ def error_response(error: Exception) -> Any:
     if not isinstance(error, PtError):
         pb_utils.Logger.log_error("".join(traceback.format_exception(error)))
     kind = error.kind if isinstance(error, PtError) else "failed"
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(marked(error), CODES[kind]))
+    code = getattr(pb_utils.TritonError, CODES[kind])
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(marked(error), code))
