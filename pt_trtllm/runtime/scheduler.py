@@ -82,11 +82,14 @@ class Scheduler:
 
     def cancel(self, sequence: Sequence) -> None:
         """Ends a sequence where it is; its slot and blocks are free at once."""
+        sequence.finish_reason = "cancelled"
+        self.drop(sequence)
+
+    def drop(self, sequence: Sequence) -> None:
+        """Of a sequence that ended between two passes."""
         if sequence in self._waiting:
             self._waiting.remove(sequence)
-            sequence.finish_reason = "cancelled"
-        elif sequence in self._running:
-            sequence.finish_reason = "cancelled"
+        else:
             self.finish_step()
 
     def decoding(self) -> list[Sequence]:
@@ -156,7 +159,10 @@ class Scheduler:
         return (
             self._space.reuse
             and not sequence.request.wants_prompt_rows
-            and any(other.held.num_published < shared and other.request.prompt_ids == prompt for other in self._running)
+            and any(
+                other.held.num_published < shared and other.request.prompt_ids == prompt and not other.paused
+                for other in self._running
+            )
         )
 
     def _fits(self, sequence: Sequence, held: HeldBlocks) -> bool:

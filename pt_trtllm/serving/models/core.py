@@ -259,7 +259,10 @@ class CoreModel:
 
 
 def _refuse(request: Any, error: Exception) -> None:
-    request.get_response_sender().send(error_response(error), flags=FINAL)
+    try:
+        request.get_response_sender().send(error_response(error), flags=FINAL)
+    except Exception as again:  # the other requests of the same call go on
+        pb_utils.Logger.log_error(f"a request could not be refused: {type(again).__name__}: {again}")
 
 
 def _settings(values: dict[str, str]) -> EngineSettings:

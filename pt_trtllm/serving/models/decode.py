@@ -7,6 +7,7 @@ from typing import Any
 
 from pt_trtllm.engine.bundle import EngineConfig
 from pt_trtllm.errors import ConfigError
+from pt_trtllm.runtime.params import MAX_STOP_LENGTH, MAX_STOP_STRINGS
 from pt_trtllm.runtime.request import Request
 from pt_trtllm.runtime.tokenizer import Tokenizer
 from pt_trtllm.serving.models.triton import array, scalar, text, texts
@@ -53,7 +54,14 @@ def _given(triton_request: Any, row: int, tokenizer: Tokenizer, vocab_size: int)
     for token in (token for word in words for token in word):
         if not 0 <= token < vocab_size:
             raise ConfigError(f"stop_words_list has token id {token}, outside the vocabulary of {vocab_size}")
-    spelled = tuple(tokenizer.decode(word) for word in words if len(word) > 1)  # only text can span several tokens
+    phrases = [word for word in words if len(word) > 1]  # only text can span several tokens
+    longest = max(map(len, phrases), default=0)
+    if len(phrases) > MAX_STOP_STRINGS or longest > MAX_STOP_LENGTH:  # before the work of spelling them
+        raise ConfigError(
+            f"stop_words_list has {len(phrases)} words of several tokens, the longest of {longest}; "
+            f"expected at most {MAX_STOP_STRINGS} of at most {MAX_STOP_LENGTH}"
+        )
+    spelled = tuple(map(tokenizer.decode, phrases))
     bias, own_ids = array(triton_request, "embedding_bias"), array(triton_request, "stop_token_ids")
     return Given(
         values={name: scalar(triton_request, name, row) for name in NUMBERS},
