@@ -211,7 +211,8 @@ def test_a_client_that_leaves_takes_no_other_of_the_same_id_along(
     for _ in range(ATTEMPTS):
         before = metric(server, "pt_requests_total", "cancelled")
         with Client(server.grpc_url, model=model) as one, Client(server.grpc_url, model=model) as other:
-            leaving, staying = one.stream("It is", long), other.stream("It is", long)
+            leaving: Any = one.stream("It is", long)
+            staying = other.stream("It is", long)
             next(leaving)
             chunks = [next(staying)]
             leaving.close()
