@@ -92,11 +92,10 @@ def check_text(text: str) -> None:
 
 
 def check_http(server: TritonServer, kind: str, **body: Any) -> None:
-    """On Triton's own HTTP port."""
+    """Triton's own HTTP port has one status for all errors of such models."""
     status, text = post(f"{server.http_url}/v2/models/ensemble/generate", {"text_input": "It is", **body})
-    print("HTTP", kind, status, post(f"{server.http_url}/v2/models/tensorrt_llm_bls/generate", {"text_input": "It is", **body}))
-    assert status >= 400
-    assert f"[error kind: {kind}" in text
+    assert status == 400
+    assert f"[error kind: {kind}" in text, text
 
 
 def complete(front: FrontEnd, **body: Any) -> tuple[int, dict[str, Any]]:
@@ -186,14 +185,12 @@ def test_a_full_queue_is_a_429(own_server: TritonServer, front: FrontEnd) -> Non
 def test_a_lost_engine_is_unavailable(own_server: TritonServer, front: FrontEnd) -> None:
     restarts = metric(own_server, "pt_engine_restarts_total")
     with Client(own_server.grpc_url) as client:
-        for _ in range(ATTEMPTS):
-            stream = client.stream("It is", LONG)
-            next(stream)
-            os.kill(ranks_of(own_server)[0], signal.SIGKILL)
-            with pytest.raises(ServingError) as failure:
-                list(stream)
-            break
-        assert (failure.value.kind, failure.value.was_taken) == ("unavailable", True), failure.value
+        stream = client.stream("It is", LONG)
+        next(stream)
+        os.kill(ranks_of(own_server)[0], signal.SIGKILL)
+        with pytest.raises(ServingError) as failure:
+            list(itertools.chain(stream, client.stream("It is", LONG)))  # the first may have come before
+        assert failure.value.kind == "unavailable", failure.value
         check_text(str(failure.value))
         assert "its log" not in str(failure.value)
         refused = failure_of(own_server, SamplingParams(max_tokens=1))
@@ -214,7 +211,8 @@ def test_a_client_that_leaves_takes_no_other_of_the_same_id_along(
     for _ in range(ATTEMPTS):
         before = metric(server, "pt_requests_total", "cancelled")
         with Client(server.grpc_url, model=model) as one, Client(server.grpc_url, model=model) as other:
-            leaving, staying = one.stream("It is", long), other.stream("It is", long)
+            leaving: Any = one.stream("It is", long)
+            staying = other.stream("It is", long)
             next(leaving)
             chunks = [next(staying)]
             leaving.close()

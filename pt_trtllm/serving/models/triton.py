@@ -23,8 +23,7 @@ CODES: dict[Kind, str] = {
     "unavailable": "UNAVAILABLE",
     "failed": "INTERNAL",
 }
-"""Names in `pb_utils.TritonError`, which is not there yet when models are imported. Triton's HTTP port answers 400, 503
-and 500 with them."""
+"""Names in `pb_utils.TritonError`, which is not there yet when models are imported."""
 
 
 def parameters(args: dict[str, str]) -> dict[str, str]:
