@@ -12,7 +12,7 @@ from pt_trtllm.openai.errors import NOT_FOUND, ApiError
 from pt_trtllm.openai.options import FrontEndOptions
 from pt_trtllm.openai.prompts import Prompts, check_context
 from pt_trtllm.openai.requests import Chat, Completion, Question
-from pt_trtllm.openai.tensors import bias_values, sampling_values
+from pt_trtllm.openai.tensors import bias_values, sampling_values, seed_of
 from pt_trtllm.openai.token_text import TokenText
 from pt_trtllm.openai.triton import TritonModel
 from pt_trtllm.runtime.params import SEED_STEP, SamplingParams
@@ -20,6 +20,10 @@ from pt_trtllm.runtime.tokenizer import Tokenizer
 
 NO_LIMIT = 1 << 24
 """Tokenizers without a known limit write 1e30 as their `model_max_length`."""
+
+
+MAX_LOGPROB_ENTRIES = 1 << 22
+"""Of all answers to a request that does not stream."""
 
 
 class ServedModel:
@@ -57,14 +61,19 @@ class ServedModel:
         params, extra = question.params, self.template.stop if isinstance(question, Chat) else ()
         params = dataclasses.replace(params, stop=tuple(dict.fromkeys((*params.stop, *extra))))
         declared = await triton.inputs()
-        shared = _question_values(question, declared)
+        shared = sampling_values(params) | _question_values(question, declared)
+        end_ids = frozenset() if params.ignore_eos else self.end_ids | set(params.stop_token_ids)
         if params.stop and "stop_words" in declared:
             shared["stop_words"] = params.stop
         if params.logit_bias:
             shared["embedding_bias"] = bias_values(params.logit_bias, self.vocab_size)
         asks: list[Ask] = []
+        num_tokens = 0
         for ids in prompts:
             output_len = _output_len(question, len(ids), context)
+            if context is not None or question.max_tokens is not None:
+                num_tokens += output_len * question.n
+                check_logprobs(question, num_tokens)
             for own in _samples(params, question.n):
                 values = {
                     "input_ids": ids,
@@ -72,15 +81,15 @@ class ServedModel:
                     "request_output_len": output_len,
                     "streaming": True,
                     "exclude_input_in_output": True,
-                    **sampling_values(own),
                     **shared,
+                    "seed": seed_of(own),
                 }
                 asks.append(
                     Ask(
                         request_id=f"{request_id}-{len(asks)}",
                         prompt_ids=ids,
                         params=own,
-                        end_ids=frozenset() if own.ignore_eos else self.end_ids | set(own.stop_token_ids),
+                        end_ids=end_ids,
                         values=values,
                         logprobs=question.logprobs,
                     )
@@ -93,6 +102,17 @@ def _output_len(question: Question, num_prompt: int, context: int | None) -> int
     wanted = 1 if question.max_tokens is None else max(1, question.max_tokens)
     check_context(num_prompt, wanted, context, "messages" if isinstance(question, Chat) else "prompt")
     return (context or NO_LIMIT) - num_prompt if question.max_tokens is None else wanted
+
+
+def check_logprobs(question: Completion | Chat, num_tokens: int) -> None:
+    """A whole answer is put together in memory, where each of its log-probabilities takes some hundred bytes."""
+    entries = num_tokens * ((question.logprobs or 0) + 1)
+    if question.logprobs is not None and not question.stream and entries > MAX_LOGPROB_ENTRIES:
+        raise ApiError(
+            f"up to {num_tokens} tokens with {question.logprobs} log-probabilities each are more than "
+            f"{MAX_LOGPROB_ENTRIES}; ask for fewer, or stream the answers",
+            param="logprobs",
+        )
 
 
 def _samples(params: SamplingParams, count: int) -> list[SamplingParams]:

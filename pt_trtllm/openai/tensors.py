@@ -40,7 +40,7 @@ class Piece:
 def sampling_values(params: SamplingParams) -> dict[str, Any]:
     """Only what was asked for, by tensor name. What is left out has the server's default, with two exceptions:
     servers differ on what no temperature means, and the seed that some take by default is always the same."""
-    values: dict[str, Any] = {"seed": secrets.randbits(63) if params.seed is None else params.seed}
+    values: dict[str, Any] = {"seed": seed_of(params)}
     if params.is_greedy:
         values["runtime_top_k"] = 1
     else:
@@ -60,6 +60,10 @@ def sampling_values(params: SamplingParams) -> dict[str, Any]:
     if params.stop_token_ids:
         values["stop_words_list"] = word_list([[token] for token in params.stop_token_ids])
     return values
+
+
+def seed_of(params: SamplingParams) -> int:
+    return secrets.randbits(63) if params.seed is None else params.seed
 
 
 def word_list(words: Sequence[Sequence[int]]) -> list[list[int]]:

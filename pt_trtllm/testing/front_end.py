@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 START_S, STOP_S = 180.0, 90.0
+API_KEYS = ("first-key-of-the-tests", "second-key-of-the-tests")
+"""Of the front end that asks for one."""
 
 
 @dataclass

@@ -15,7 +15,7 @@ from pt_trtllm.serving.client import Client
 from pt_trtllm.serving.repository import DeployOptions
 from pt_trtllm.serving.server import TritonServer
 from pt_trtllm.serving.tritonserver import embedded_tritonserver, system_tritonserver
-from pt_trtllm.testing.front_end import FrontEnd, front_end
+from pt_trtllm.testing.front_end import API_KEYS, FrontEnd, front_end
 from pt_trtllm.testing.triton import EXAMPLE, make_repository, start_server
 
 LIMITS = BuildLimits(max_batch_size=32, max_seq_len=512, max_num_tokens=256)
@@ -63,9 +63,6 @@ def openai_front_end(server: TritonServer) -> Iterator[FrontEnd]:
     options = ("--url", server.grpc_url, "--metrics-url", server.metrics_url, "--tokenizer-dir", EXAMPLE)
     with front_end(*options, "--served-model-name", "tiny-pt") as running:
         yield running
-
-
-API_KEYS = ("first-key-of-the-tests", "second-key-of-the-tests")
 
 
 @pytest.fixture(scope="session")

@@ -17,13 +17,12 @@ import pytest
 
 from pt_trtllm.openai.server import tls_context
 from pt_trtllm.testing.cli import refusal
-from pt_trtllm.testing.front_end import FrontEnd, front_end
+from pt_trtllm.testing.front_end import API_KEYS, FrontEnd, front_end
 from pt_trtllm.testing.triton import EXAMPLE
 
 pytestmark = pytest.mark.triton
 
 MODEL = "tiny-pt"
-KEYS = ("first-key-of-the-tests", "second-key-of-the-tests")
 NOWHERE = ("--url", "127.0.0.1:9", "--tokenizer-dir", EXAMPLE)
 WAIT_S = 90.0
 
@@ -56,7 +55,7 @@ def test_without_a_key_nothing_but_health_and_the_page_is_told(
 def test_health_and_the_page_are_open_and_any_key_opens_the_rest(locked_front_end: FrontEnd) -> None:
     for path in ("/", "/health", "/health/live", "/health/ready"):
         assert ask(locked_front_end, path, None)[0] == 200
-    for key in KEYS:
+    for key in API_KEYS:
         assert ask(locked_front_end, "/metrics", key)[0] == 200
         with openai.OpenAI(base_url=f"{locked_front_end.address}/v1", api_key=key, max_retries=0) as api:
             assert [model.id for model in api.models.list()] == [MODEL]
@@ -66,7 +65,7 @@ def test_health_and_the_page_are_open_and_any_key_opens_the_rest(locked_front_en
     wrong = openai.OpenAI(base_url=f"{locked_front_end.address}/v1", api_key="wrong", max_retries=0)
     with wrong as api, pytest.raises(openai.AuthenticationError, match="Incorrect API key provided"):
         api.models.list()
-    assert not any(key in locked_front_end.log.read_text() for key in (*KEYS, "wrong"))
+    assert not any(key in locked_front_end.log.read_text() for key in (*API_KEYS, "wrong"))
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +86,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1 is deprecated")
 def test_tls_is_spoken_where_there_is_a_certificate(certificate: tuple[Path, Path], tmp_path: Path) -> None:
     keys = tmp_path / "keys"
-    keys.write_text(KEYS[0])
+    keys.write_text(API_KEYS[0])
     keys.chmod(0o644)
     cert, key = certificate
     with front_end(*NOWHERE, "--tls-cert", cert, "--tls-key", key, "--api-key-file", keys) as front:

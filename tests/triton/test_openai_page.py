@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from pt_trtllm.testing.browser import Page, browser_page, find_browser
-from pt_trtllm.testing.front_end import FrontEnd
+from pt_trtllm.testing.front_end import API_KEYS, FrontEnd
 
 pytestmark = [
     pytest.mark.triton,
@@ -238,7 +238,7 @@ def test_a_visitor_is_asked_for_the_key(locked_front_end: FrontEnd) -> None:
             await page.open(locked_front_end.address)
             await give(page, "not-a-key")
             await page.until("!by('unlock_failure').hidden")
-            await give(page, "first-key-of-the-tests")
+            await give(page, API_KEYS[0])
             await page.until(READY)
             assert await page.evaluate("by('unlock').hidden && by('all_metrics').hidden")
             await page.evaluate("by('max_tokens').value = 5")
