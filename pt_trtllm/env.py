@@ -110,6 +110,9 @@ CACHE_DIR = Variable(
     "a path",
     "Where TensorRT's timing and runtime caches are kept between runs.",
 )
+API_KEYS = Variable(
+    "PT_API_KEYS", "", str, "text", "Keys of which clients of `openai` must send one, separated by blanks."
+)
 TRITON_CONTROL_DIR = Variable(
     "PT_TRITON_CONTROL_DIR", "", str, "a folder", "Set by `serve` for its models: where they and `serve` meet."
 )
@@ -135,6 +138,7 @@ VARIABLES = (
     LOAD_TIMEOUT_S,
     NUM_THREADS,
     CACHE_DIR,
+    API_KEYS,
     TRITON_CONTROL_DIR,
     SHARED_MEMORY_DIR,
 )

@@ -16,8 +16,8 @@ from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 from pt_trtllm.errors import ServingError
 from pt_trtllm.runtime.params import SamplingParams
 from pt_trtllm.serving.addresses import channel_options
-from pt_trtllm.serving.control import IS_RESTARTED, QUEUE_IS_FULL
-from pt_trtllm.serving.wire import Chunk, ask_for, chunk, core_request, text_request
+from pt_trtllm.serving.error_marks import read_mark
+from pt_trtllm.serving.wire import Chunk, ask_for, ask_in_one, chunk, core_request, samples, text_request
 
 CORE = "tensorrt_llm"
 """Takes token ids."""
@@ -25,7 +25,6 @@ SERVER_GRACE_S = 10.0
 """A server ends a request at its timeout, with what it has; one that is this late is lost."""
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.1, 2.0
 READY_TIMEOUT_S = 30.0
-NOT_TAKEN = (QUEUE_IS_FULL, IS_RESTARTED)
 CHANNEL = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
@@ -40,15 +39,11 @@ class Completion:
     finish_reason: str
 
 
-class _NotTakenError(ServingError):
-    """The server refused a request before anything was done for it."""
-
-
 class Client:
     """Asks a server at HOST:PORT. Close it, or use it in a `with` block. Threads may share it.
 
     With `retry_for_s`, a request is sent again for so long, and only where it certainly was not taken: the queue was
-    full, or the engine was being restarted.
+    full, or the engine was being restarted. Errors have a `kind` (`pt_trtllm.errors`).
     """
 
     def __init__(
@@ -66,6 +61,7 @@ class Client:
         self._retry_for_s = retry_for_s
         self._outputs: dict[str, list[str]] = {}
         """Of each model that was asked."""
+        self._decoupled: dict[str, bool] = {}
         self._channel = _channel(url, ssl, root_certificates)
         self._server = GRPCInferenceServiceStub(self._channel)
         try:
@@ -95,7 +91,8 @@ class Client:
     def stream(
         self, prompt: str | Sequence[int], params: SamplingParams | None = None, *, timeout_s: float | None = None
     ) -> Iterator[Chunk]:
-        """The answer piece by piece; leaving the loop early cancels the request."""
+        """The answer piece by piece; leaving the loop early cancels the request. Models that are not decoupled have one
+        piece per sample."""
         return self._stream(prompt, params, stream=True, timeout_s=timeout_s)
 
     def close(self) -> None:
@@ -110,13 +107,15 @@ class Client:
             request = text_request(self.model, prompt, params, **options)
         else:
             request = core_request(CORE, prompt, params, **options)
+        if not self._is_decoupled(request.model_name):
+            ask_in_one(request, params)
         give_up, wait_s = time.monotonic() + self._retry_for_s, FIRST_RETRY_S
         while True:
             try:
                 yield from self._attempt(request, None if timeout_s is None else timeout_s + SERVER_GRACE_S)
                 return
-            except _NotTakenError:
-                if time.monotonic() + wait_s > give_up:
+            except ServingError as error:
+                if error.was_taken or time.monotonic() + wait_s > give_up:
                     raise
             time.sleep(wait_s)
             wait_s = min(2 * wait_s, LONGEST_RETRY_S)
@@ -132,9 +131,11 @@ class Client:
                 has_ended = has_ended or response.parameters["triton_final_response"].bool_param
                 try:
                     if message.error_message:
-                        raise self._refusal(message.error_message)
-                    if response.outputs:
+                        raise read_mark(message.error_message).as_error(f"{self.url}: ")
+                    if response.outputs and self._is_decoupled(request.model_name):
                         yield chunk(response)
+                    elif response.outputs:
+                        yield from samples(response)
                 except ServingError as error:  # raised behind the end: a stream that is ending is not to be cancelled
                     failure = error
         except grpc.RpcError as error:
@@ -158,9 +159,14 @@ class Client:
             self._outputs[model] = [output.name for output in answer.outputs]
         return self._outputs[model]
 
-    def _refusal(self, message: str) -> ServingError:
-        kind = _NotTakenError if any(text in message for text in NOT_TAKEN) else ServingError
-        return kind(f"{self.url}: {message}")
+    def _is_decoupled(self, model: str) -> bool:
+        if model not in self._decoupled:
+            try:
+                answer = self._server.ModelConfig(pb.ModelConfigRequest(name=model), timeout=READY_TIMEOUT_S)
+            except grpc.RpcError as error:
+                raise ServingError(f"{self.url}: {model} does not say how it answers: {error.details()}") from None
+            self._decoupled[model] = answer.config.model_transaction_policy.decoupled
+        return self._decoupled[model]
 
     def __enter__(self) -> Client:
         return self

@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 START_S, STOP_S = 240.0, 240.0
+API_KEYS = ("first-key-of-the-tests", "second-key-of-the-tests")
+"""Of the front end that asks for one."""
 
 
 @dataclass
 class FrontEnd:
     address: str
-    """http://host:port"""
+    """http://host:port, or https"""
     process: subprocess.Popen[bytes]
     log: Path
 
@@ -50,7 +52,7 @@ def front_end(*options: object, env: Mapping[str, str] | None = None) -> Iterato
 def _address(log: Path, process: subprocess.Popen[bytes]) -> str:
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
-        if match := re.search(r"playground at (http://\S+),", log.read_text()):
+        if match := re.search(r"playground at (https?://\S+),", log.read_text()):
             return match[1]
         assert process.poll() is None, f"the front end ended with {process.returncode}: {log.read_text()[-3000:]}"
         time.sleep(0.05)

@@ -146,8 +146,8 @@ def test_parallel_samples_share_their_prompt_and_have_seeds_of_their_own(llm: LL
 def test_what_needs_a_tokenizer_or_lies_outside_is_refused(llm: LLM) -> None:
     with pytest.raises(ConfigError, match="logit_bias has token id 2048, outside the vocabulary of 2048"):
         ask(llm, logit_bias={2048: 1.0})
-    with pytest.raises(ConfigError, match="bad_words_ids has token id -1"):
-        ask(llm, bad_words_ids=[[3, -1]])
+    with pytest.raises(ConfigError, match="bad_words_ids has token id 2049"):
+        ask(llm, bad_words_ids=[[3, 2049]])
 
 
 def test_the_command_line_has_the_options_and_adds_keys_only_when_asked(engine: Path, tmp_path: Path) -> None:
@@ -183,3 +183,36 @@ def test_lines_of_the_wrong_type_are_named(engine: Path, tmp_path: Path) -> None
     assert "in.jsonl:2: sampling options: " in line
     assert "temperature is 'hot', expected a number" in line
     assert "top_k is True, expected a whole number" in line
+
+
+AMBIGUOUS = "start: e\ne: e e | e e e | e e e e | f f | /[a-z ]/\nf: e e | f f | /[a-z ]/"
+
+
+def test_a_request_that_fails_leaves_its_company_alone(llm: LLM, plain: CompletionOutput) -> None:
+    """One that fails in mid-answer, and some that are refused, in batches with others."""
+
+    async def last(**options: Any) -> CompletionOutput:
+        params = SamplingParams(**{"max_tokens": 24, "ignore_eos": True, **options})
+        answer = None
+        async for output in llm.generate_async(PROMPT, params):
+            answer = output.outputs[0]
+        assert answer is not None
+        return answer
+
+    async def together() -> list[CompletionOutput | BaseException]:
+        hostile: list[dict[str, Any]] = [{"guided_grammar": AMBIGUOUS}, {"guided_regex": "("}]
+        questions = [last(), *(last(**options) for options in hostile), last()]
+        return await asyncio.gather(*questions, return_exceptions=True)
+
+    first, ambiguous, malformed, second = asyncio.run(together())
+    assert first == second == plain
+    assert isinstance(ambiguous, ConfigError)
+    assert "the grammar is too ambiguous to follow" in str(ambiguous)
+    assert isinstance(malformed, ConfigError)
+    assert "guided_regex is not valid" in str(malformed)
+    with pytest.raises(ConfigError, match=r"repetition_penalty is 1e-39, expected 0.01 to 100"):
+        ask(llm, repetition_penalty=1e-39)
+    with pytest.raises(ConfigError, match=r"stop_token_ids is .*, expected a list of token ids"):
+        ask(llm, stop_token_ids=[-1_000_000], min_tokens=3)
+    assert ask(llm) == plain
+    assert llm.stats()["kv_blocks_used"] == 0

@@ -93,16 +93,35 @@ def test_the_ensembles_wires_fit_in_name_and_type(engine_dir: Path, tmp_path: Pa
     assert unread <= {"min_length", "random_seed"} if backend == "tensorrt-llm" else not unread
 
 
-def repository_of(engine_dir: Path, tmp_path: Path, backend: str) -> Path:
+def repository_of(engine_dir: Path, tmp_path: Path, backend: str, *options: str) -> Path:
     """Of an engine of this backend: TensorRT-LLM's is only named, for it takes a GPU to build one."""
+    tokenizer: tuple[object, ...] = ()
     if backend == "tensorrt-llm":
         config = json.loads((engine_dir / "config.json").read_text())
         (tmp_path / "engine").mkdir()
         (tmp_path / "engine/config.json").write_text(json.dumps({**config, "backend": backend}))
-        deploy(tmp_path / "engine", EXAMPLE, tmp_path / "r", DeployOptions())
-    else:
-        deploy(engine_dir, None, tmp_path / "r", DeployOptions())
+        engine_dir, tokenizer = tmp_path / "engine", ("--tokenizer-dir", EXAMPLE)
+    args = ("--engine-dir", engine_dir, *tokenizer, "--model-repository", tmp_path / "r", *options)
+    result = invoke("deploy", *args)
+    assert result.exit_code == 0, result.output
     return tmp_path / "r"
+
+
+@pytest.mark.parametrize("backend", ["cpu", "tensorrt-llm"])
+def test_without_decoupling_no_model_streams(engine_dir: Path, tmp_path: Path, backend: str) -> None:
+    made = configs(repository_of(engine_dir, tmp_path, backend, "--no-decoupled"))
+    assert not any(config.model_transaction_policy.decoupled for config in made.values())
+    several = [-1] if backend == "cpu" else [1]
+    for name in ("tensorrt_llm", "ensemble", "tensorrt_llm_bls"):
+        assert {tensor.name: list(tensor.dims) for tensor in made[name].output}["num_output_tokens"] == several
+
+
+def test_preprocessing_knows_the_longest_prompt(engine_dir: Path, tmp_path: Path) -> None:
+    limits = json.loads((engine_dir / "config.json").read_text())["build_config"]
+    for backend in ("cpu", "tensorrt-llm"):
+        (tmp_path / backend).mkdir()
+        made = configs(repository_of(engine_dir, tmp_path / backend, backend))["preprocessing"]
+        assert made.parameters["max_input_len"].string_value == str(limits["max_input_len"])
 
 
 def test_tensorrt_llms_engines_get_tritons_own_backend(engine_dir: Path, tmp_path: Path) -> None:
