@@ -132,6 +132,7 @@ class Sampler:
             keep &= probabilities.cumsum(0) - probabilities < params.top_p  # the first token past the limit stays
         if params.min_p is not None:
             keep &= probabilities >= params.min_p * probabilities[0]
+        keep[0] = True  # a limit that float32 rounds to 0 would leave none
         probabilities = probabilities * keep
         # Inverse transform with one draw per token: cheap, and independent of the batch. The draw is scaled by the very
         # sum that is searched, and ends at the last token that can be drawn at all.
