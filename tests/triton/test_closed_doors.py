@@ -241,10 +241,10 @@ def test_the_next_server_sweeps_what_nobody_could(repository: Path) -> None:
         folder, started, triton = hurt.folder, hurt.started, hurt.triton
         ranks = [pid for pid in started if b"pt_trtllm.runtime.worker" in command_line(pid)]
         os.kill(ranks[-1], signal.SIGSTOP)
-        os.kill(hurt.pid_of(b"serving.guardian"), signal.SIGKILL)
-        os.kill(hurt.process.pid, signal.SIGKILL)
-        os.kill(triton, signal.SIGKILL)
-        wait_until_gone([triton])
+        killed = [hurt.pid_of(b"serving.guardian"), hurt.process.pid, triton]
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+        wait_until_gone(killed)  # with the lock that they held
         assert left_of(folder)
         sweep_crashed()
         wait_until_gone(started)
