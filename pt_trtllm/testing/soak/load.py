@@ -1,0 +1,77 @@
+"""Clients that keep asking until every plan has ended."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from pt_trtllm.testing.soak.clients import SoakClient
+from pt_trtllm.testing.soak.requests import Ending, Plan
+
+AGAIN_S = 0.2
+"""Before a request that was not taken is sent again."""
+
+
+class Load:
+    """Runs plans on threads of their own; use it in a `with` block, which ends when all have ended."""
+
+    def __init__(
+        self, plans: Iterator[Plan], make_client: Callable[[], SoakClient], num_clients: int, end_s: float
+    ) -> None:
+        """`end_s`: no new request is begun after so long."""
+        self._plans, self._make_client = plans, make_client
+        self._give_up = time.monotonic() + end_s
+        self._changed = threading.Condition()
+        self.endings: list[Ending] = []
+        self.num_refusals = 0
+        self._last_began = 0.0
+        """Of the answered request that began last."""
+        self._threads = [threading.Thread(target=self._run, name=f"client-{i}") for i in range(num_clients)]
+        for thread in self._threads:
+            thread.start()
+
+    def wait_for_answer_begun_after(self, moment: float, timeout_s: float) -> float | None:
+        """When the first such answer ended; None where none came."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._last_began > moment or not self.is_alive(), timeout_s)
+            ends = [e.ended for e in self.endings if e.how == "answered" and e.began > moment]
+        return min(ends, default=None)
+
+    def wait_for_endings(self, count: int, timeout_s: float) -> None:
+        """So many more."""
+        with self._changed:
+            goal = len(self.endings) + count
+            self._changed.wait_for(lambda: len(self.endings) >= goal or not self.is_alive(), timeout_s)
+
+    def is_alive(self) -> bool:
+        return any(thread.is_alive() for thread in self._threads)
+
+    def join(self) -> None:
+        for thread in self._threads:
+            thread.join()
+
+    def counts(self) -> Counter[str]:
+        return Counter(ending.how for ending in self.endings)
+
+    def _run(self) -> None:
+        client = self._make_client()
+        try:
+            while time.monotonic() < self._give_up and (plan := self._next()) is not None:
+                while (ending := client.ask(plan)).how == "refused" and time.monotonic() < self._give_up:
+                    self.num_refusals += 1
+                    time.sleep(AGAIN_S)
+                with self._changed:
+                    self.endings.append(ending)
+                    if ending.how == "answered":
+                        self._last_began = max(self._last_began, ending.began)
+                    self._changed.notify_all()
+        finally:
+            client.close()
+            with self._changed:
+                self._changed.notify_all()
+
+    def _next(self) -> Plan | None:
+        with self._changed:
+            return next(self._plans, None)
