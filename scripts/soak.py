@@ -19,7 +19,6 @@ import os
 import platform
 import random
 import re
-import statistics
 import sys
 import tempfile
 import time
@@ -36,15 +35,13 @@ from pt_trtllm.testing.soak.clients import SoakClient
 from pt_trtllm.testing.soak.faults import MODEL, RANK, Fault, draw_faults, inject
 from pt_trtllm.testing.soak.leftovers import describe, descriptors, left_on_disk, resident_mib
 from pt_trtllm.testing.soak.load import Load
+from pt_trtllm.testing.soak.report import Report, against_log, by_kind, judge
 from pt_trtllm.testing.soak.requests import PATHS, Ending, draw_plans
 from pt_trtllm.testing.soak.service import KeptService
 from pt_trtllm.testing.triton import EXAMPLE, make_repository, wait_until_quiet
 
 LIMITS = BuildLimits(max_batch_size=32, max_seq_len=512, max_num_tokens=256)
 QUIET_S = 120.0
-TOLERATED_DESCRIPTORS = 4
-"""A connection that a library keeps open, or that the kernel has not closed yet."""
-LOG_LINE = re.compile(r'\{\\?"event\\?": \\?"answer\\?".*?\}')
 
 
 def main() -> int:
@@ -70,7 +67,7 @@ def main() -> int:
     return 1 if problems else 0
 
 
-def soak(given: argparse.Namespace, folder: Path) -> dict:
+def soak(given: argparse.Namespace, folder: Path) -> Report:
     options = DeployOptions(max_queue_size=128, max_tokens_in_paged_kv_cache=8192)
     repository = make_repository(folder, world_size=2, limits=LIMITS, options=options)
     tokenizer, rng = Tokenizer(EXAMPLE), random.Random(given.seed)
@@ -101,14 +98,11 @@ def soak(given: argparse.Namespace, folder: Path) -> dict:
         last, last_mib = descriptors(service.processes()), resident_mib(service.processes())
         names = {pid: describe(pid) for pid in first.keys() & last.keys()}
         seen.update(service.processes())
-        num_starts, failed_starts, log = (
-            service.num_starts,
-            service.failed_starts,
-            service.log_file.read_text(errors="replace"),
-        )
+        log = service.log_file.read_text(errors="replace")
     return {
         "machine": {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version()},
         "seconds": round(time.monotonic() - started),
+        "requests": given.requests,
         "clients": given.clients,
         "endings": Counter(ending.how for ending in endings),
         "endings by path": {
@@ -118,25 +112,13 @@ def soak(given: argparse.Namespace, folder: Path) -> dict:
         "wrong": [f"{e.request_id}: {e.text}" for e in endings if e.how == "wrong"][:20],
         "log": against_log(endings, log),
         "faults": by_kind(faults),
-        "server starts": num_starts,
-        "starts that failed": failed_starts,
+        "server starts": service.num_starts,
+        "starts that failed": service.failed_starts,
         "quiet with no KV block in use": quiet,
         "descriptors, first and last": {f"{names[pid]} ({pid})": [first[pid], last[pid]] for pid in sorted(names)},
         "MiB, first and last": {f"{names[p]} ({p})": [round(first_mib[p]), round(last_mib[p])] for p in sorted(names)},
         "processes left": sorted(pid for pid in seen if is_running(pid)),
     }  # fmt: skip
-
-
-def against_log(endings: list[Ending], log: str) -> dict:
-    """The server's own word: an answer that a client saw end has one line, and none has two."""
-    lines = Counter(json.loads(text.replace('\\"', '"'))["request_id"] for text in LOG_LINE.findall(log))
-    ours = {request_id: count for request_id, count in lines.items() if request_id.startswith("soak-")}
-    answered = [e.request_id for e in endings if e.how == "answered" and e.plan.path in ("ensemble", "tensorrt_llm")]
-    return {
-        "lines": sum(lines.values()),
-        "requests with two lines": [request_id for request_id, count in ours.items() if count > 1],
-        "answered without a line": [request_id for request_id in answered if request_id not in ours],
-    }
 
 
 def becomes_quiet(service: KeptService) -> bool:
@@ -145,40 +127,6 @@ def becomes_quiet(service: KeptService) -> bool:
     except AssertionError:
         return False
     return True
-
-
-def judge(report: dict) -> list[str]:
-    """What must hold and does not."""
-    checks = {
-        "a request did not end exactly once": report["wrong"] or report["log"]["requests with two lines"],
-        "an answer has no line in the log": report["log"]["answered without a line"],
-        "blocks of the KV cache or requests are left": not all(report["quiet with no KV block in use"]),
-        "processes are left": report["processes left"],
-        "shared memory is left": report["left in shared memory"],
-        "files are left": report["left in the folder of temporary files"],
-        "descriptors are left": [
-            f"{name}: {first}, then {last}"
-            for name, (first, last) in report["descriptors, first and last"].items()
-            if last > first + TOLERATED_DESCRIPTORS
-        ],
-        "a fault was not survived": [name for name, fault in report["faults"].items() if fault["not survived"]],
-    }  # fmt: skip
-    return [f"{what}: {found}" for what, found in checks.items() if found]
-
-
-def by_kind(faults: list[Fault]) -> dict[str, dict]:
-    kinds = sorted({f"{fault.target}, {fault.number.name}" for fault in faults})
-    return {kind: summary([f for f in faults if f"{f.target}, {f.number.name}" == kind]) for kind in kinds}
-
-
-def summary(faults: list[Fault]) -> dict:
-    outages = [fault.outage_s for fault in faults if fault.outage_s is not None]
-    times = (
-        {"median outage s": round(statistics.median(outages), 1), "longest s": round(max(outages), 1)}
-        if outages
-        else {}
-    )
-    return {"count": len(faults), "not survived": len(faults) - len(outages), **times}
 
 
 def processor() -> str:
