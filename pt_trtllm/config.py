@@ -21,6 +21,12 @@ FEED_FORWARD_KINDS = ("dense", "sparse")
 NORM_KINDS = ("rms_norm", "pre_scale_rms_norm")
 QK_NORM_KINDS = ("none", "scaled", "unscaled")
 MAX_POSITIONS = 1 << 24
+MAX_SIZE = (1 << 31) - 1
+"""Of anything that is counted: sizes and token ids fit in 32 bits."""
+MAX_LAYERS = 1 << 16
+MAX_PARTS = 1 << 20
+"""Layers x tracks x experts: far above any model, and still soon listed."""
+MAX_SHOWN = 80
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -160,12 +166,23 @@ class ModelConfig:
         problems_to_error("model config", self._problems())
 
     def _problems(self) -> list[str]:
-        problems = [f"{name} is {getattr(self, name)!r}, expected a positive whole number"
-                    for name in ("vocab_size", "num_hidden_layers", "hidden_size", "num_attention_heads", "head_dim",
-                                 "num_tracks", "sync_interval", "num_key_value_heads", "max_position_embeddings")
-                    if not is_positive_int(getattr(self, name))]  # fmt: skip
+        sizes = ("vocab_size", "num_hidden_layers", "hidden_size", "num_attention_heads", "head_dim", "num_tracks",
+                 "sync_interval", "num_key_value_heads", "max_position_embeddings")  # fmt: skip
+        problems = [_size_problem(name, getattr(self, name)) for name in sizes]
+        problems = [problem for problem in problems if problem]
         if problems:
             return problems  # what follows divides by these
+        problems = [
+            f"{name} is {shown(getattr(self, name))}, expected a whole number"
+            for name in ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "intermediate_size")
+            if getattr(self, name) not in (None, 0) and not is_positive_int(getattr(self, name))
+        ]
+        if problems:
+            return problems
+        experts = self.num_experts or 1
+        if self.num_hidden_layers * self.num_tracks * experts > MAX_PARTS:
+            return [f"num_hidden_layers {self.num_hidden_layers} x num_tracks {self.num_tracks} x num_experts "
+                    f"{experts} is above {MAX_PARTS}, which no model is"]  # fmt: skip
         if self.num_hidden_layers % self.interval:
             problems.append(f"sync_interval {self.interval} does not divide num_hidden_layers {self.num_hidden_layers}")
         if self.num_attention_heads % self.num_kv_heads:
@@ -187,24 +204,20 @@ class ModelConfig:
         scaling: Any = self.rope_scaling
         if scaling is not None and not isinstance(scaling, RopeScaling):
             problems.append(f"rope_scaling is {scaling!r}, expected null or an object with a kind")
-        if self.max_position_embeddings > MAX_POSITIONS:
-            problems.append(
-                f"max_position_embeddings is {self.max_position_embeddings}, expected at most {MAX_POSITIONS}"
-            )
         for name in ("bos_token_id", "pad_token_id"):
             token = getattr(self, name)
             if token is not None and not (isinstance(token, int) and 0 <= token < self.vocab_size):
-                problems.append(f"{name} is {token!r}, expected null or an id below vocab_size {self.vocab_size}")
+                problems.append(f"{name} is {shown(token)}, expected null or an id below vocab_size {self.vocab_size}")
         return problems
 
     def _attention_problems(self) -> list[str]:
         problems = _pattern_problems("attention_pattern", self.attention_pattern, ATTENTION_KINDS)
         if self.head_dim % 2:
             problems.append(f"head_dim is {self.head_dim}, expected an even number")
-        if not (isinstance(self.attention_window, int) and self.attention_window >= 0):
-            problems.append(f"attention_window is {self.attention_window!r}, expected a whole number, 0 or more")
+        if not (isinstance(self.attention_window, int) and 0 <= self.attention_window <= MAX_SIZE):
+            problems.append(f"attention_window is {shown(self.attention_window)}, expected a whole number, 0 or more")
         if not (is_finite_number(self.rope_theta) and self.rope_theta > 0):
-            problems.append(f"rope_theta is {self.rope_theta!r}, expected a positive number")
+            problems.append(f"rope_theta is {shown(self.rope_theta)}, expected a positive number")
         if self.rope_style not in ("interleaved", "half"):
             problems.append(f"rope_style is {self.rope_style!r}, expected interleaved or half")
         if self.qk_norm not in QK_NORM_KINDS:
@@ -217,9 +230,13 @@ class ModelConfig:
         problems = _pattern_problems("feed_forward_pattern", self.feed_forward_pattern, FEED_FORWARD_KINDS)
         if problems:
             return problems
+        if self.router_logits_cap is not None and not (
+            is_finite_number(self.router_logits_cap) and self.router_logits_cap > 0
+        ):
+            problems.append(f"router_logits_cap is {shown(self.router_logits_cap)}, expected null or a positive number")
         kinds = {self.feed_forward_kind(i) for i in range(self.num_hidden_layers)}
         if "dense" in kinds and not is_positive_int(self.intermediate_size):
-            problems.append(f"intermediate_size is {self.intermediate_size!r}, needed by dense feed-forwards")
+            problems.append(f"intermediate_size is {shown(self.intermediate_size)}, needed by dense feed-forwards")
         if "sparse" in kinds:
             for name in ("moe_intermediate_size", "num_experts", "num_experts_per_tok"):
                 if not is_positive_int(getattr(self, name)):
@@ -228,10 +245,6 @@ class ModelConfig:
                 problems.append(
                     f"num_experts_per_tok {self.num_experts_per_tok} exceeds num_experts {self.num_experts}"
                 )
-            if self.router_logits_cap is not None and not (
-                is_finite_number(self.router_logits_cap) and self.router_logits_cap > 0
-            ):
-                problems.append(f"router_logits_cap is {self.router_logits_cap!r}, expected null or a positive number")
         return problems
 
     # Derived values -------------------------------------------------------------------------------------------
@@ -282,7 +295,7 @@ class ModelConfig:
         for name in ("attention_pattern", "feed_forward_pattern"):
             if name in values:
                 if not isinstance(values[name], (list, tuple)):
-                    raise ConfigError(f"model config: {name} is {values[name]!r}, expected a list")
+                    raise ConfigError(f"model config: {name} is {shown(values[name])}, expected a list")
                 values[name] = tuple(values[name])
         if "eos_token_id" in values:
             values["eos_token_id"] = as_token_ids(values["eos_token_id"])
@@ -294,8 +307,8 @@ class ModelConfig:
 def as_token_ids(value: Any) -> tuple[int, ...]:
     """Hugging Face writes one id, a list of ids or null for the end of sequence."""
     ids = () if value is None else tuple(value) if isinstance(value, (list, tuple)) else (value,)
-    if not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in ids):
-        raise ConfigError(f"model config: eos_token_id is {value!r}, expected an id, a list of ids or null")
+    if not all(isinstance(token, int) and not isinstance(token, bool) and 0 <= token <= MAX_SIZE for token in ids):
+        raise ConfigError(f"model config: eos_token_id is {shown(value)}, expected an id, a list of ids or null")
     return ids
 
 
@@ -306,9 +319,28 @@ def _pattern_problems(name: str, pattern: tuple[str, ...], kinds: tuple[str, ...
     return [f"{name} is {list(pattern)!r}, expected a non-empty list of {list(kinds)}"]
 
 
+def _size_problem(name: str, value: Any) -> str:
+    most = MAX_POSITIONS if name == "max_position_embeddings" else MAX_SIZE
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        return f"{name} is {shown(value)}, expected a positive whole number"
+    return f"{name} is {shown(value)}, expected at most {most}" if value > most else ""
+
+
 def is_positive_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_SIZE
 
 
 def is_finite_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Also as a float: a whole number beyond its range is not."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def shown(value: Any) -> str:
+    """In a message: of values that may be of any length, the beginning."""
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."

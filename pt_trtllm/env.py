@@ -110,14 +110,18 @@ CACHE_DIR = Variable(
     "a path",
     "Where TensorRT's timing and runtime caches are kept between runs.",
 )
-TRITON_CONTROL_URL = Variable(
-    "PT_TRITON_CONTROL_URL", "", str, "a URL", "Set by `serve` for its models: where the server's HTTP port is."
-)
-TRITON_CONTROL_KEY = Variable(
-    "PT_TRITON_CONTROL_KEY", "", str, "text", "Set by `serve` for its models: the key to the server's model control."
+API_KEYS = Variable(
+    "PT_API_KEYS", "", str, "text", "Keys of which clients of `openai` must send one, separated by blanks."
 )
 TRITON_CONTROL_DIR = Variable(
-    "PT_TRITON_CONTROL_DIR", "", str, "a folder", "Set by `serve` for its models: where they hear of the server's end."
+    "PT_TRITON_CONTROL_DIR", "", str, "a folder", "Set by `serve` for its models: where they and `serve` meet."
+)
+SHARED_MEMORY_DIR = Variable(
+    "PT_SHARED_MEMORY_DIR",
+    "",
+    str,
+    "a folder",
+    "Set by `serve`: for Open MPI's shared memory of ranks on its own host.",
 )
 
 VARIABLES = (
@@ -134,7 +138,7 @@ VARIABLES = (
     LOAD_TIMEOUT_S,
     NUM_THREADS,
     CACHE_DIR,
-    TRITON_CONTROL_URL,
-    TRITON_CONTROL_KEY,
+    API_KEYS,
     TRITON_CONTROL_DIR,
+    SHARED_MEMORY_DIR,
 )

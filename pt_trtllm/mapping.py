@@ -17,10 +17,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from pt_trtllm.config import ModelConfig
+from pt_trtllm.config import MAX_PARTS, ModelConfig, shown
 from pt_trtllm.errors import ConfigError
 
 SyncKind = Literal["track_fusion", "tensor_parallel", "logits"]
+MAX_RANKS = 1 << 16
 SYNC_KINDS: tuple[SyncKind, ...] = ("track_fusion", "tensor_parallel", "logits")
 
 
@@ -35,6 +36,11 @@ class Mapping:
     def __post_init__(self) -> None:
         if self.world_size < 1 or self.num_tracks < 1:
             raise ConfigError(f"mapping: {self.num_tracks} tracks on {self.world_size} ranks; both must be at least 1")
+        if self.world_size > MAX_RANKS or self.num_tracks > MAX_PARTS:
+            raise ConfigError(
+                f"mapping: {shown(self.num_tracks)} tracks on {shown(self.world_size)} ranks; expected at most "
+                f"{MAX_PARTS} tracks and {MAX_RANKS} ranks"
+            )
         if not 0 <= self.rank < self.world_size:
             raise ConfigError(f"mapping: rank {self.rank} is outside the world of {self.world_size} ranks")
         if self.num_tracks % self.world_size and self.world_size % self.num_tracks:

@@ -25,6 +25,16 @@ def descendants(pid: int) -> set[int]:
     return found
 
 
+def with_environment(entry: str) -> set[int]:
+    """This user's processes that were started with NAME=VALUE, or below one that was."""
+    wanted, found = os.fsencode(entry), set[int]()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended meanwhile, or is another user's
+            if folder.stat().st_uid == os.getuid() and wanted in (folder / "environ").read_bytes().split(b"\0"):
+                found.add(int(folder.name))
+    return found
+
+
 def dead_children(pid: int) -> dict[int, str]:
     """Children that have ended and that their parent has not asked for, with how they ended."""
     dead = {}

@@ -23,7 +23,6 @@ from typing import Any
 
 import codec_models as models
 import tiny_pt_files as files
-import tokenizers
 import torch
 from torch.nn import functional
 
@@ -32,6 +31,7 @@ from pt_trtllm.comm.base import Communicator
 from pt_trtllm.comm.coding import ALGORITHMS, CODECS, NO_CODING, Coding, decode, encode, encoded_bytes
 from pt_trtllm.runtime.launch import launch_command
 from pt_trtllm.runtime.opening import connect
+from pt_trtllm.runtime.tokenizer import load_backend
 from pt_trtllm.testing.numeric import mean_kl_divergence
 
 ROOT = Path(__file__).parent.parent
@@ -132,7 +132,7 @@ def held_out_rows(args: argparse.Namespace, folder: Path) -> tuple[list[list[int
     """Rows of `bos` and up to 256 tokens, and where the text is from."""
     documents, record = files.read_text_file(args.text) if args.text else files.fetch_source("austen", folder)
     held = documents if args.text else files.split_validation(documents)[1]
-    tokenizer = tokenizers.Tokenizer.from_file(str(args.model_dir / "tokenizer.json"))
+    tokenizer = load_backend(args.model_dir / "tokenizer.json")
     pieces = torch.tensor(files.encode(tokenizer, held)).split(ROW_TOKENS)[: args.rows]
     return [[files.BOS_ID, *piece.tolist()] for piece in pieces], record
 

@@ -31,7 +31,8 @@ from pt_trtllm.bench.shapes import SHAPES, ShapeOptions, make_engines
 from pt_trtllm.engine.bundle import BuildLimits
 from pt_trtllm.serving.client import Client
 from pt_trtllm.serving.repository import DeployOptions, deploy
-from pt_trtllm.serving.server import ServerOptions, TritonServer
+from pt_trtllm.serving.server import TritonServer
+from pt_trtllm.serving.server_options import ServerOptions
 
 EXAMPLE = Path(__file__).parents[1] / "examples/tiny-pt"
 Times = list[float]

@@ -6,7 +6,17 @@
 set -euo pipefail
 ENGINE_DIR="${1:?engine folder}" HOSTFILE="${2:?hostfile}"
 shift 2
-REPOSITORY="$(mktemp -d)/repository"
-trap 'rm -rf "$(dirname "$REPOSITORY")"' EXIT
-pt-trtllm deploy --engine-dir "$ENGINE_DIR" --model-repository "$REPOSITORY" --hostfile "$HOSTFILE"
-pt-trtllm serve --model-repository "$REPOSITORY" "$@"
+FOLDER="$(mktemp -d)"
+trap 'rm -rf "$FOLDER"' EXIT
+pt-trtllm deploy --engine-dir "$ENGINE_DIR" --model-repository "$FOLDER/repository" --hostfile "$HOSTFILE"
+SERVER=""
+trap 'kill -TERM $SERVER' TERM INT HUP # it lets requests end; this script waits for it
+pt-trtllm serve --model-repository "$FOLDER/repository" "$@" &
+SERVER=$!
+CODE=0
+wait "$SERVER" || CODE=$?
+while kill -0 "$SERVER" 2>/dev/null; do # a signal has ended only the wait
+  CODE=0
+  wait "$SERVER" || CODE=$?
+done
+exit "$CODE"

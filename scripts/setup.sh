@@ -28,8 +28,11 @@ stamp() {
 if [ ! -f "$VENV/.stamp" ] || [ "$(cat "$VENV/.stamp")" != "$(stamp)" ]; then
   [ -x "$VENV/bin/python" ] || "$(pick_python)" -m venv "$VENV"
   rm -f "$VENV/.stamp"
+  # Whoever tests compiles the C++ tests with the libraries: scripts/test_plugins.sh then finds build/wheel complete.
+  defines=()
+  case ",$EXTRAS," in *,test,*) defines+=(--config-settings=cmake.define.PT_BUILD_TESTS=ON) ;; esac
   "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -r "$ROOT/requirements/build.txt"
-  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-build-isolation \
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-build-isolation "${defines[@]}" \
     -c "$ROOT/requirements/constraints.txt" -e "$ROOT${EXTRAS:+[$EXTRAS]}"
   stamp > "$VENV/.stamp"
 fi

@@ -4,14 +4,20 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup.sh test dev serve rtx
-bash scripts/lint.sh
-bash scripts/test_plugins.sh
 
+# The C++ tests run beside the others, and say at the end how they went.
+plugins_log="$(mktemp)"
+setsid bash scripts/test_plugins.sh > "$plugins_log" 2>&1 &
+plugins=$!
+trap 'kill -- -"$plugins" 2> /dev/null || true; rm -f "$plugins_log"' EXIT
+
+bash scripts/lint.sh
 failed=0
-# Exit code 5: the arguments select none of these tests.
-run() { pytest "$@" || [ $? -eq 5 ] || failed=1; }
-# Tests of track fusion look at all groups in shared memory: nothing may run beside them. The last two keep all cores
-# busy by themselves.
-run --numprocesses 2 --ignore-glob='*/test_track_fusion_*' tests/unit "$@"
-run tests/unit/test_track_fusion_* tests/mpi tests/triton "$@"
+pytest --numprocesses 2 --dist loadfile --durations 20 "$@" || failed=1
+if wait "$plugins"; then
+  grep -E "tests passed|^test_plugins:" "$plugins_log"
+else
+  cat "$plugins_log"
+  failed=1
+fi
 exit "$failed"

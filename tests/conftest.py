@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ import hypothesis
 import pytest
 import torch
 
+from pt_trtllm.processes import command_line, descendants, end_processes
 from pt_trtllm.testing.cases import BASE
 from pt_trtllm.testing.reference import build_model, save_checkpoint
 
@@ -25,6 +28,24 @@ hypothesis.settings.load_profile("busy machine")
 
 # A shell's background jobs ignore SIGINT, and so would the commands that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# Told to end, pytest still closes what its fixtures have opened.
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.default_int_handler)
+
+# What loses its parent comes to this process.
+PR_SET_CHILD_SUBREAPER = 36
+ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+PYTHONS_OWN = (b"multiprocessing.forkserver", b"multiprocessing.resource_tracker")
+"""They end with this process."""
+
+
+def pytest_unconfigure() -> None:
+    """Whatever ended the tests, nothing that they started lives on."""
+    left = {pid: command_line(pid) for pid in descendants(os.getpid())}
+    left = {pid: words for pid, words in left.items() if words and not any(own in words for own in PYTHONS_OWN)}
+    for pid, words in left.items():
+        print(f"left by the tests, and ended now: {pid} {words.replace(bytes(1), b' ').decode(errors='replace')[:200]}")
+    end_processes(set(left))
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 # The hot loops of a library: one source, one object per instruction set, chosen at run time (common/isa.h). Makes
 # <name>_baseline, <name>_avx2, <name>_avx512 and, with all of them, <name>_objects. No contraction: where products and
 # sums are fused is written in the source.
-if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
+if(PT_X86_KERNELS AND CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
   set(PT_HAVE_X86_KERNELS ON)
 else()
   set(PT_HAVE_X86_KERNELS OFF)

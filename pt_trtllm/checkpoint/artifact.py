@@ -19,6 +19,8 @@ MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
 WRITERS = {"checkpoint": "convert", "engine": "build", "model repository": "deploy"}
 """Kinds of folders, and the command that writes each."""
+MAX_JSON_BYTES = 100_000_000
+"""The index of a very large model has some megabytes."""
 HASH_BLOCK = 1 << 22
 
 
@@ -130,14 +132,26 @@ def write_json(path: Path, data: Any) -> None:
 def read_json(path: Path, what: str) -> dict[str, Any]:
     """A JSON object from a file, or one clear line about why not."""
     try:
+        if (size := path.stat().st_size) > MAX_JSON_BYTES:
+            raise CheckpointError(f"{path}: has {size} bytes, expected {what}, of at most {MAX_JSON_BYTES}")
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path.parent}: no {path.name}; expected {what}") from None
+    except RecursionError:
+        raise CheckpointError(f"{path}: cannot be read as JSON: it is nested too deeply") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read as JSON: {error}") from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: holds a JSON {type(data).__name__}, expected an object")
     return data
+
+
+def is_file(path: Path) -> bool:
+    """Also of names that no file can have: there is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def file_digest(path: Path) -> str:
@@ -182,7 +196,7 @@ def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
         )
     for name, entry in files.items():
         path = folder / name
-        if not path.is_file():
+        if not is_file(path):
             problems.append(f"{name} is missing")
         elif path.stat().st_size != entry["bytes"]:
             problems.append(f"{name} has {path.stat().st_size} bytes, expected {entry['bytes']}")

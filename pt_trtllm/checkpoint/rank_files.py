@@ -19,7 +19,7 @@ from pt_trtllm.checkpoint.artifact import read_json, read_manifest, verify_file
 from pt_trtllm.checkpoint.quantize import Quantization, StoredTensor, stored_name, stored_parts
 from pt_trtllm.checkpoint.safetensors_io import DeclaredTensor, SafetensorsReader
 from pt_trtllm.checkpoint.spec import ColumnSplit, TensorSpec, model_tensors, rank_rows
-from pt_trtllm.config import ModelConfig
+from pt_trtllm.config import DTYPES, ModelConfig, is_positive_int, shown
 from pt_trtllm.errors import CheckpointError, ConfigError
 from pt_trtllm.mapping import Mapping
 
@@ -75,11 +75,13 @@ class CheckpointConfig:
     @classmethod
     def from_json(cls, data: dict[str, Any], where: str) -> CheckpointConfig:
         try:
-            pt = data["pt"]
+            pt, world_size, dtype = data["pt"], data["mapping"]["world_size"], data["dtype"]
+            if not is_positive_int(world_size) or dtype not in DTYPES:
+                raise ValueError(f"world_size is {shown(world_size)}, dtype {shown(dtype)}")
             return cls(
                 model=ModelConfig.from_dict(pt["model"]),
-                world_size=int(data["mapping"]["world_size"]),
-                dtype=data["dtype"],
+                world_size=world_size,
+                dtype=dtype,
                 quantization=Quantization(**pt["quantization"]),
             )
         except (KeyError, TypeError, ValueError) as error:

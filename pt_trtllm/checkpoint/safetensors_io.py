@@ -13,9 +13,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any, TypeGuard
 
 import torch
 
+from pt_trtllm.config import shown
 from pt_trtllm.errors import CheckpointError
 
 DTYPE_NAMES: dict[torch.dtype, str] = {
@@ -31,6 +33,7 @@ DTYPE_NAMES: dict[torch.dtype, str] = {
 }
 DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 MAX_HEADER_BYTES = 100_000_000
+MAX_OFFSET = (1 << 63) - 1
 DATA_ALIGNMENT = 4096
 """The first tensor starts on a page, so that memory-mapped weights are aligned."""
 
@@ -59,11 +62,15 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
             header = json.loads(file.read(length))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise CheckpointError(f"{path}: not a safetensors file: its header is not JSON") from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: not a safetensors file: its header is not a JSON object")
     metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError(
+            f"{path}: not a safetensors file: __metadata__ is {shown(metadata)}, expected texts by name"
+        )
     tensors = {}
     for name, entry in header.items():
         info = _parse_entry(path, name, entry, data_start=8 + length)
@@ -77,18 +84,23 @@ def read_header(path: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
 
 
 def _parse_entry(path: Path, name: str, entry: object, data_start: int) -> TensorInfo:
-    try:
-        assert isinstance(entry, dict)
-        dtype_name, shape = entry["dtype"], tuple(int(size) for size in entry["shape"])
-        begin, end = (int(offset) for offset in entry["data_offsets"])
-    except (AssertionError, KeyError, TypeError, ValueError):
-        raise CheckpointError(f"{path}: malformed safetensors entry for {name}: {entry!r}") from None
+    fields = [entry.get(key) for key in ("dtype", "shape", "data_offsets")] if isinstance(entry, dict) else [None] * 3
+    dtype_name, shape, offsets = fields
+    if not (isinstance(dtype_name, str) and _are_sizes(shape) and _are_sizes(offsets) and len(offsets) == 2):
+        raise CheckpointError(f"{path}: malformed safetensors entry for {shown(name)}: {shown(entry)}")
+    shape, (begin, end) = tuple(shape), offsets
     if dtype_name not in DTYPES:
         raise CheckpointError(f"{path}: {name} has type {dtype_name}, expected one of {sorted(DTYPES)}")
     info = TensorInfo(name, DTYPES[dtype_name], shape, data_start + begin)
-    if begin < 0 or min(shape, default=0) < 0 or end - begin != info.num_bytes:
+    if end - begin != info.num_bytes:
         raise CheckpointError(f"{path}: {name} of shape {list(shape)} {dtype_name} cannot span bytes {begin} to {end}")
     return info
+
+
+def _are_sizes(values: Any) -> TypeGuard[list[int]]:
+    return isinstance(values, list) and all(
+        isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_OFFSET for value in values
+    )
 
 
 class SafetensorsReader:

@@ -8,9 +8,9 @@ from typing import Any
 import click
 
 from pt_trtllm.cli.requests import parse_json
+from pt_trtllm.cli.sampling import sampling_options, sampling_params
 from pt_trtllm.errors import ConfigError
 from pt_trtllm.openai.options import is_address
-from pt_trtllm.runtime.params import SamplingParams
 
 
 @click.command("client")
@@ -21,27 +21,16 @@ from pt_trtllm.runtime.params import SamplingParams
 @click.option("--max-tokens", "--max-new-tokens", type=int, default=64, show_default=True)
 @click.option("--no-stream", is_flag=True, help="Print the answer when it is complete.")
 @click.option("--timeout-s", type=float, help="End the answer after this time.")
-@click.option("--temperature", type=float, help="0 is greedy.  [default: greedy unless another option is set]")
-@click.option("--top-k", type=int)
-@click.option("--top-p", type=float)
-@click.option("--min-p", type=float)
-@click.option("--repetition-penalty", type=float, default=1.0)
-@click.option("--presence-penalty", type=float, default=0.0)
-@click.option("--frequency-penalty", type=float, default=0.0)
-@click.option("--seed", type=int)
-@click.option("--min-tokens", type=int, default=0)
-@click.option("--ignore-eos", is_flag=True)
-@click.option("--stop", multiple=True, help="End the answer where this text begins.")
-@click.option("--bad-word", "bad_words", multiple=True, help="Never produce this text.")
+@sampling_options
 @click.option("--ssl", is_flag=True, help="Connect with TLS.")
 @click.option("--ssl-root-certificates", type=click.Path(exists=True, dir_okay=False), help="To check the server with.")
 def command(
-    url: str, prompt: str | None, input_ids: str | None, model: str, no_stream: bool, timeout_s: float | None,
-    ssl: bool, ssl_root_certificates: str | None, **sampling: Any,
+    url: str, prompt: str | None, input_ids: str | None, model: str, max_tokens: int, no_stream: bool,
+    timeout_s: float | None, ssl: bool, ssl_root_certificates: str | None, **sampling: Any,
 ) -> None:  # fmt: skip
     """Ask a served model, and print the answer as it comes."""
     asked = _prompt(prompt, input_ids)
-    params = SamplingParams(**sampling)
+    params = sampling_params(max_tokens, sampling)
     if not is_address(url):
         raise ConfigError(f"--url is {url!r}, expected HOST:PORT of the server's gRPC endpoint, as 127.0.0.1:8001")
     try:

@@ -25,6 +25,10 @@ DEFAULTS = DeployOptions()
     "--exclude-input-in-output/--include-input-in-output", default=True, show_default=True,
     help="Whether answers leave out the prompt, where a request does not say.",
 )  # fmt: skip
+@click.option(
+    "--decoupled/--no-decoupled", default=True, show_default=True,
+    help="Without: one response per request, for clients of ModelInfer and HTTP infer; nothing streams.",
+)  # fmt: skip
 @click.option("--max-tokens-in-paged-kv-cache", type=int, default=0, help="Size of the KV cache.  [default: by memory]")
 @click.option(
     "--kv-cache-free-mem-fraction", type=float, default=DEFAULTS.kv_cache_free_mem_fraction, show_default=True

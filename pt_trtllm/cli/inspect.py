@@ -41,12 +41,15 @@ def _written_here(folder: Path, verify: bool) -> dict[str, Any]:
     manifest = read_json(folder / MANIFEST, "a manifest")
     if manifest.get("kind") != REPOSITORY:
         return _converted(folder, verify)
+    engine_dir, tokenizer_dir = manifest.get("engine_dir"), manifest.get("tokenizer_dir")
+    if not (isinstance(engine_dir, str) and isinstance(tokenizer_dir, str)):
+        raise CheckpointError(f"{folder / MANIFEST}: lacks engine_dir or tokenizer_dir; deploy again")
     return {
         "path": str(folder),
         "kind": REPOSITORY,
         "models": sorted(path.parent.name for path in folder.glob("*/config.pbtxt")),
-        "tokenizer_dir": manifest["tokenizer_dir"],
-        "engine": _converted(Path(manifest["engine_dir"]), verify),
+        "tokenizer_dir": tokenizer_dir,
+        "engine": _converted(Path(engine_dir), verify),
     }
 
 
@@ -70,7 +73,7 @@ def _converted(folder: Path, verify: bool) -> dict[str, Any]:
     return {
         "path": str(folder),
         "kind": kind,
-        "written_by": f"pt-trtllm {manifest['pt_trtllm_version']}",
+        "written_by": f"pt-trtllm {manifest.get('pt_trtllm_version')}",
         "dtype": checkpoint.dtype,
         "quantization": checkpoint.quantization.method,
         **details,

@@ -60,6 +60,8 @@ def parse_entry(entry: Any, label: str, defaults: SamplingParams) -> tuple[str |
 def parse_json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
+    except RecursionError:
+        raise ConfigError(f"{where}: not valid JSON: it is nested too deeply") from None
     except ValueError as error:
         raise ConfigError(f"{where}: not valid JSON: {error}") from None
 

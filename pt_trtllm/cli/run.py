@@ -11,7 +11,8 @@ import click
 from pt_trtllm.checkpoint.artifact import replace_file
 from pt_trtllm.checkpoint.safetensors_io import DeclaredTensor, SafetensorsWriter
 from pt_trtllm.cli.options import EXISTING_FILE, EXISTING_FOLDER, FILE, NameChoice, check_outputs, progress_bar
-from pt_trtllm.cli.requests import parse_entry, parse_json, read_entries, text_or_file
+from pt_trtllm.cli.requests import parse_entry, read_entries
+from pt_trtllm.cli.sampling import sampling_options, sampling_params
 from pt_trtllm.comm.coding import ALGORITHMS, CODECS
 from pt_trtllm.engine.bundle import open_bundle
 from pt_trtllm.errors import ConfigError
@@ -20,7 +21,6 @@ from pt_trtllm.runtime.llm import LLM, make_request
 from pt_trtllm.runtime.logprobs import TokenLogprobs
 from pt_trtllm.runtime.options import RuntimeOptions
 from pt_trtllm.runtime.outputs import CompletionOutput, RequestOutput
-from pt_trtllm.runtime.params import SamplingParams
 from pt_trtllm.runtime.scheduler import POLICIES
 from pt_trtllm.runtime.speculative.config import METHODS, PLACEMENTS, SpeculativeConfig
 from pt_trtllm.runtime.tokenizer import find_tokenizer
@@ -38,28 +38,9 @@ from pt_trtllm.runtime.tokenizer import find_tokenizer
 )
 @click.option("--tokenizer-dir", type=EXISTING_FOLDER, help="Folder with tokenizer.json.  [default: the engine's own]")
 @click.option("--max-new-tokens", "--max-output-len", type=int, default=64, show_default=True)
-@click.option("--temperature", type=float, help="0 is greedy.  [default: greedy unless another option is set]")
-@click.option("--top-k", type=int)
-@click.option("--top-p", type=float)
-@click.option("--min-p", type=float)
-@click.option("--repetition-penalty", type=float, default=1.0)
-@click.option("--presence-penalty", type=float, default=0.0)
-@click.option("--frequency-penalty", type=float, default=0.0)
-@click.option("--seed", type=int)
-@click.option("--min-tokens", type=int, default=0)
-@click.option("--stop-token-id", "stop_token_ids", type=int, multiple=True)
-@click.option("--ignore-eos", is_flag=True)
-@click.option("--stop", multiple=True, help="End the answer where this text begins.")
-@click.option("--include-stop-str-in-output", is_flag=True, help="End it behind that text instead.")
-@click.option("--logit-bias", help='JSON: {"TOKEN_ID": -100 to 100}, added to logits.')
-@click.option("--bad-word", "bad_words", multiple=True, help="Never produce this text.")
-@click.option("--bad-words-ids", help="Never produce these tokens, as JSON: [[1,2],[3]].")
+@sampling_options
 @click.option("--logprobs", type=int, help="Report each token's log-probability and those of this many others.")
 @click.option("--prompt-logprobs", type=int, help="The same for the tokens of the prompt.")
-@click.option("--guided-json", help="The answer is JSON of this schema: JSON text, or @FILE.")
-@click.option("--guided-regex", help="The answer matches this regular expression.")
-@click.option("--guided-grammar", help="The answer is of this grammar (Lark or GBNF): text, or @FILE.")
-@click.option("--guided-choice", multiple=True, help="The answer is one of these texts.")
 @click.option("--n", type=int, default=1, help="Answers per prompt.")
 @click.option("--output-json", type=FILE, help="Write outputs and statistics here.")
 @click.option("--context-logits", type=FILE, help="Write the logits of every prompt token here (safetensors).")
@@ -88,20 +69,13 @@ def command(
     engine_dir: Path, prompts: tuple[str, ...], more_prompts: tuple[str, ...], input_ids: str | None,
     input_file: Path | None, tokenizer_dir: Path | None, output_json: Path | None, context_logits: Path | None,
     hostfile: Path | None, max_new_tokens: int, max_tokens_in_paged_kv_cache: int, kv_cache_free_mem_fraction: float,
-    kv_cache_dtype: str, scheduler_policy: str, no_block_reuse: bool, logit_bias: str | None,
-    bad_words_ids: str | None, fusion_codec: str, fusion_delta: bool, fusion_algorithm: str,
-    speculative: str | None, max_draft_len: int, max_matching_ngram_size: int, draft_engine_dir: Path | None,
-    draft_placement: str, draft_hostfile: Path | None, **sampling: Any,
+    kv_cache_dtype: str, scheduler_policy: str, no_block_reuse: bool, fusion_codec: str, fusion_delta: bool,
+    fusion_algorithm: str, speculative: str | None, max_draft_len: int, max_matching_ngram_size: int,
+    draft_engine_dir: Path | None, draft_placement: str, draft_hostfile: Path | None, **sampling: Any,
 ) -> None:  # fmt: skip
     """Generate with an engine, over as many MPI ranks as it was built for."""
     check_outputs({"--output-json": output_json, "--context-logits": context_logits})
-    if logit_bias is not None:
-        sampling["logit_bias"] = parse_json(logit_bias, "--logit-bias")
-    if bad_words_ids is not None:
-        sampling["bad_words_ids"] = parse_json(bad_words_ids, "--bad-words-ids")
-    for name in ("guided_json", "guided_grammar"):
-        sampling[name] = text_or_file(sampling[name], f"--{name.replace('_', '-')}")
-    params = SamplingParams(max_tokens=max_new_tokens, **sampling)
+    params = sampling_params(max_new_tokens, sampling)
     options = RuntimeOptions(
         max_tokens_in_paged_kv_cache=max_tokens_in_paged_kv_cache,
         kv_cache_free_mem_fraction=kv_cache_free_mem_fraction,

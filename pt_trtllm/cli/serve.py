@@ -11,7 +11,8 @@ import click
 
 from pt_trtllm.cli.options import EXISTING_FILE, EXISTING_FOLDER, FILE
 from pt_trtllm.errors import ServingError
-from pt_trtllm.serving.server import ServerOptions, TritonServer
+from pt_trtllm.serving.server import TritonServer
+from pt_trtllm.serving.server_options import ServerOptions
 
 DEFAULTS = ServerOptions()
 CHECK_PERIOD_S = 1.0
@@ -48,7 +49,7 @@ def command(model_repository: Path, extra: tuple[str, ...], **options: Any) -> i
                 if lost := server.lost_model():
                     last_lines = server.log_tail()
                     server.close(exit_timeout_s=0.0)
-                    raise ServingError(f"a model's {lost}, which Triton cannot mend, so the server was ended; start it "
+                    raise ServingError(f"the {lost}, which Triton cannot mend, so the server was ended; start it "
                                        f"again. Last lines of its log:\n{last_lines}")  # fmt: skip
         except KeyboardInterrupt:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -10,7 +10,7 @@ from typing import Any
 from pt_trtllm import __version__
 from pt_trtllm.checkpoint.artifact import read_json, read_manifest, verify_file
 from pt_trtllm.checkpoint.rank_files import CheckpointConfig
-from pt_trtllm.config import problems_to_error
+from pt_trtllm.config import is_positive_int, problems_to_error, shown
 from pt_trtllm.errors import CheckpointError, ConfigError, EngineError
 from pt_trtllm.mapping import Mapping
 
@@ -33,10 +33,11 @@ class BuildLimits:
     def __post_init__(self) -> None:
         least = {"max_batch_size": 1, "max_input_len": 0, "max_seq_len": 0, "max_num_tokens": 1}
         problems = [
-            f"{name} is {getattr(self, name)}, expected at least {low}"
+            f"{name} is {shown(getattr(self, name))}, expected a whole number of at least {low}"
             for name, low in least.items()
-            if getattr(self, name) < low
+            if not (is_positive_int(getattr(self, name)) or (getattr(self, name) == 0 and low == 0))
         ]
+        problems_to_error("build options", problems)
         if self.max_num_tokens < self.max_batch_size:
             problems.append(f"max_num_tokens {self.max_num_tokens} is below max_batch_size {self.max_batch_size}")
         if 0 < self.max_seq_len <= self.max_input_len:
@@ -103,6 +104,8 @@ class EngineConfig:
     @classmethod
     def from_json(cls, data: dict[str, Any], where: str) -> EngineConfig:
         try:
+            if not isinstance(data["backend"], str):
+                raise TypeError(f"backend is {shown(data['backend'])}")
             return cls(
                 backend=data["backend"],
                 checkpoint=CheckpointConfig.from_json(data["pretrained_config"], where),

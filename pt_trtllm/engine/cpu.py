@@ -171,8 +171,11 @@ def map_tensors(path: Path, config: EngineConfig, rank: int) -> dict[str, torch.
     infos, metadata = read_header(path)
     if metadata.get("format") != FORMAT:
         raise EngineError(f"{path}: format {metadata.get('format')!r}, expected {FORMAT!r}; build the engine again")
-    plan = json.loads(metadata["plan"])
-    if plan["rank"] != rank or plan["config"] != config.to_json():
+    try:
+        plan = json.loads(metadata.get("plan", "null"))
+    except (ValueError, RecursionError):
+        plan = None
+    if not isinstance(plan, dict) or plan.get("rank") != rank or plan.get("config") != config.to_json():
         raise EngineError(f"{path}: its plan does not belong to this folder's config.json; build the engine again")
     storage = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=path.stat().st_size)
     return {

@@ -31,14 +31,19 @@ class Candidates:
 
 
 Row = torch.Tensor | Candidates | int
-"""float32 [vocabulary], or candidates, or just the most likely token."""
+"""float32 [vocabulary], or candidates, or just the most likely token (NO_TOKEN where the row is not finite)."""
+NO_TOKEN = -1
 
 
 class Logits:
     """A step's rows on rank 0, in the order of `StepBatch.logit_rows`."""
 
     def __init__(self, rows: list[Row], *, finite: bool) -> None:
+        """`finite`: whether all rows are."""
         self.rows, self.finite = rows, finite
+
+    def finite_rows(self) -> list[bool]:
+        return [self.finite or _is_finite(row) for row in self.rows]
 
     def whole_rows(self) -> torch.Tensor:
         """float32 [rows, vocabulary], where all rows are whole."""
@@ -119,9 +124,16 @@ def _most_likely_tokens(ranks: list[list[float]], num_rows: int) -> Logits:
     finite = True
     for row in range(num_rows):
         logits = [rank[row] for rank in ranks]
-        finite &= not any(map(math.isnan, logits)) and math.isfinite(best := max(logits))
-        rows.append(int(ranks[logits.index(best)][num_rows + row]) if finite else 0)
+        is_finite = not any(map(math.isnan, logits)) and math.isfinite(best := max(logits))
+        rows.append(int(ranks[logits.index(best)][num_rows + row]) if is_finite else NO_TOKEN)
+        finite &= is_finite
     return Logits(rows, finite=finite)
+
+
+def _is_finite(row: Row) -> bool:
+    if isinstance(row, int):
+        return row != NO_TOKEN
+    return bool(torch.isfinite(row.values[:1] if isinstance(row, Candidates) else row).all())
 
 
 def _candidates_per_rank(batch: StepBatch, head_rows: int) -> int:

@@ -1,9 +1,8 @@
-"""All answers to one request as they grow: text, log-probabilities, and why each ended."""
+"""An answer as it grows: text, log-probabilities, and why it ended."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -99,38 +98,11 @@ class Answer:
         return tuple(from_logits(piece.prompt_logits[: len(following)], following, self._ask.logprobs))
 
 
-async def answer_all(model: TritonModel, tokenizer: Tokenizer, asks: Sequence[Ask]) -> AsyncGenerator[Delta]:
-    """Every answer's pieces in the order they come. Leaving early cancels what is still being computed."""
-    queue: asyncio.Queue[Delta | Exception] = asyncio.Queue()
-
-    async def follow(index: int, ask: Ask) -> None:
-        try:
-            async with aclosing(_answer(model, tokenizer, index, ask)) as deltas:
-                async for delta in deltas:
-                    queue.put_nowait(delta)
-        except Exception as error:  # raised where the answers are read
-            queue.put_nowait(error)
-
-    tasks = [asyncio.create_task(follow(index, ask)) for index, ask in enumerate(asks)]
-    try:
-        left = len(tasks)
-        while left:
-            item = await queue.get()
-            if isinstance(item, Exception):
-                raise item
-            left -= item.finish_reason is not None
-            yield item
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
 LATE_PIECES = 8
 """That a server may send behind the end of an answer before it is told to stop."""
 
 
-async def _answer(model: TritonModel, tokenizer: Tokenizer, index: int, ask: Ask) -> AsyncGenerator[Delta]:
+async def answer_one(model: TritonModel, tokenizer: Tokenizer, index: int, ask: Ask) -> AsyncGenerator[Delta]:
     """Waits for the server to end the stream by itself where it can: cancelling one that is just ending can leave a
     request behind in Triton, which then holds up the server's exit."""
     answer, reason, last, late = Answer(index, ask, tokenizer), None, None, 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import time
 import uuid
@@ -12,8 +13,10 @@ import aiohttp
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from pt_trtllm.openai.errors import UNAVAILABLE, ApiError
+from pt_trtllm.openai.body import MAX_BODY_BYTES
+from pt_trtllm.openai.errors import TOO_MANY, UNAUTHORIZED, UNAVAILABLE, ApiError
 from pt_trtllm.openai.handlers import Handlers
+from pt_trtllm.openai.keys import Keys
 from pt_trtllm.openai.log import log_request, refusal_of
 from pt_trtllm.openai.metrics import Metrics
 from pt_trtllm.openai.model import ServedModel
@@ -21,13 +24,17 @@ from pt_trtllm.openai.options import FrontEndOptions
 from pt_trtllm.openai.page import load_page
 from pt_trtllm.openai.triton import TritonModel
 
-MAX_BODY_BYTES = 16 << 20
 METRICS_TIMEOUT_S = 5.0
 CLIENT_LEFT = 499
 GIVEN_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 REQUEST_ID = web.RequestKey("request_id", str)
 QUIET = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
 """Asked every few seconds by machines: neither logged nor counted."""
+OPEN = frozenset({"/", "/health", "/health/live", "/health/ready"})
+"""Without a key: what machines ask that have none, and the page, which asks its visitor for one."""
+LATER = {"Retry-After": "1"}
+HEADERS = {UNAUTHORIZED: {"WWW-Authenticate": "Bearer"}, TOO_MANY: LATER, UNAVAILABLE: LATER}
+"""Of refusals with these statuses."""
 
 
 def make_app(options: FrontEndOptions) -> web.Application:
@@ -35,7 +42,8 @@ def make_app(options: FrontEndOptions) -> web.Application:
     model, triton, metrics = ServedModel(options), TritonModel(options.url, options.model_name), Metrics()
     handlers = Handlers(model, triton, metrics)
     operations = Operations(options, model, triton, metrics)
-    app = web.Application(middlewares=[_accounting(metrics)], client_max_size=MAX_BODY_BYTES)
+    middlewares = [_accounting(metrics), _authorization(Keys(options.api_keys)), _admission(options.max_requests)]
+    app = web.Application(middlewares=middlewares, client_max_size=MAX_BODY_BYTES)
     app.add_routes(
         [
             web.get("/", operations.page),
@@ -68,6 +76,7 @@ class Operations:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=METRICS_TIMEOUT_S)) as self._session:
             yield
         await self._triton.close()
+        self._model.prompts.close()
 
     async def page(self, request: web.Request) -> web.Response:
         return web.Response(text=self._page, content_type="text/html", headers=self._policy)
@@ -87,19 +96,22 @@ class Operations:
         return web.Response(text=self._metrics.text() + await self._triton_metrics(), content_type="text/plain")
 
     async def models(self, request: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": [self._card()]})
+        return web.json_response({"object": "list", "data": [await self._card()]})
 
     async def model(self, request: web.Request) -> web.Response:
         self._model.check_name(request.match_info["name"])
-        return web.json_response(self._card())
+        return web.json_response(await self._card())
 
-    def _card(self) -> dict[str, object]:
+    async def _card(self) -> dict[str, object]:
+        engines_limit = None
+        with contextlib.suppress(ApiError):  # the server is away: its model is still the one that is served here
+            engines_limit = await self._triton.max_length()
         return {
             "id": self._model.name,
             "object": "model",
             "created": self._created,
             "owned_by": "pt-trtllm",
-            "max_model_len": self._model.max_length,
+            "max_model_len": self._model.context(engines_limit),
             "has_chat_template": self._model.template.is_own,
         }
 
@@ -144,11 +156,51 @@ def _accounting(metrics: Metrics) -> Middleware:
     return account
 
 
+def _authorization(keys: Keys) -> Middleware:
+    """Before anything of a request but its head is read."""
+
+    @web.middleware
+    async def authorize(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if keys and request.path not in OPEN:
+            given = request.headers.get("Authorization", "")
+            if not keys.accept(given):
+                says = "Incorrect API key provided" if given else "You didn't provide an API key"
+                raise ApiError(
+                    f"{says}; this server wants the header 'Authorization: Bearer KEY' with a key of its own",
+                    status=UNAUTHORIZED, code="invalid_api_key",
+                )  # fmt: skip
+        return await handler(request)
+
+    return authorize
+
+
+def _admission(max_requests: int) -> Middleware:
+    """Answers so many requests at a time and refuses the others, before they take memory."""
+    answering = 0
+
+    @web.middleware
+    async def admit(request: web.Request, handler: Handler) -> web.StreamResponse:
+        nonlocal answering
+        if request.method != "POST":
+            return await handler(request)
+        if answering >= max_requests:
+            raise ApiError(
+                f"{answering} requests are being answered, which is all that this server takes; try again later",
+                status=TOO_MANY, code="queue_full",
+            )  # fmt: skip
+        answering += 1
+        try:
+            return await handler(request)
+        finally:
+            answering -= 1
+
+    return admit
+
+
 async def _name_response(request: web.Request, response: web.StreamResponse) -> None:
     response.headers["X-Request-Id"] = request.get(REQUEST_ID, "")
 
 
 def _refusal(request: web.Request, error: Exception) -> web.Response:
     told = refusal_of(request, error)
-    headers = {"Retry-After": "1"} if told.status == UNAVAILABLE else None
-    return web.json_response(told.body(), status=told.status, headers=headers)
+    return web.json_response(told.body(), status=told.status, headers=HEADERS.get(told.status))

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jinja2 import TemplateError
-from jinja2.ext import loopcontrols
+from jinja2 import TemplateError, nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from pt_trtllm.errors import ConfigError
@@ -26,6 +27,21 @@ PLAIN_STOP = ("\nUser:",)
 """Where a model that continues a transcript would go on with the other side's words."""
 
 
+MAX_REASON = 300
+"""Characters of what a template says."""
+
+
+class GenerationTag(Extension):
+    """{% generation %} marks the assistant's own words for training; for a prompt it means nothing. What is set
+    inside stays inside, as where models are trained."""
+
+    tags = {"generation"}  # noqa: RUF012 (so declared by jinja2)
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
 class ChatTemplate:
     """A compiled template. It comes with a model, so it runs in a sandbox and cannot change what it is given."""
 
@@ -39,7 +55,9 @@ class ChatTemplate:
         stop: Sequence[str] = (),
     ) -> None:
         """`is_own`: it came with the model, or was given for it."""
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, GenerationTag]
+        )
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _refuse
         environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
@@ -56,8 +74,9 @@ class ChatTemplate:
         given = {"tools": None, "documents": None, **self._special_tokens, **(variables or {})}
         try:
             return self._template.render(**given, messages=messages, add_generation_prompt=True)
-        except (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
-            raise ApiError(f"the chat template refused the messages: {error}", param="messages") from None
+        except Exception as error:  # a template can raise anything, and what it is given comes from the client
+            says = str(error)[:MAX_REASON] or type(error).__name__
+            raise ApiError(f"the chat template refused the messages: {says}", param="messages") from None
 
 
 def load_chat_template(tokenizer_dir: Path, file: Path | None = None) -> ChatTemplate:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from pt_trtllm.openai.errors import ApiError
-from pt_trtllm.runtime.params import is_number, is_whole
+from pt_trtllm.runtime.values import is_number, is_whole
 
 MAX_SHOWN = 80
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import json
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
 from aiohttp import web
 
-from pt_trtllm.openai.answers import Ask, Delta, answer_all
-from pt_trtllm.openai.errors import ApiError
+from pt_trtllm.openai.answers import Ask, Delta
+from pt_trtllm.openai.body import Bodies
+from pt_trtllm.openai.fan_out import FanOut
 from pt_trtllm.openai.log import describe, refusal_of
 from pt_trtllm.openai.metrics import Metrics, Stopwatch
 from pt_trtllm.openai.model import ServedModel
@@ -21,30 +24,38 @@ from pt_trtllm.openai.triton import TritonModel
 
 EVENT_STREAM = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
 """Proxies must not collect events."""
+SEND_TIMEOUT_S = 60.0
+"""For one event to be taken."""
 
 
 class Handlers:
     def __init__(self, model: ServedModel, triton: TritonModel, metrics: Metrics) -> None:
         self._model, self._triton, self._metrics = model, triton, metrics
+        self._bodies, self._fan_out = Bodies(), FanOut(triton, model.tokenizer)
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
-        return await self._answer(request, parse_completion(await read_json(request)))
+        return await self._answer(request, parse_completion)
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
-        return await self._answer(request, parse_chat(await read_json(request)))
+        return await self._answer(request, parse_chat)
 
-    async def _answer(self, request: web.Request, question: Completion | Chat) -> web.StreamResponse:
-        self._model.check_name(question.model)
+    async def _answer(self, request: web.Request, parse: Callable[[Any], Completion | Chat]) -> web.StreamResponse:
         watch = Stopwatch(self._metrics)
-        prompts = self._model.prompts_of(question)
+        async with self._bodies.turn(request):
+            question = await self._bodies.read(request, parse)
+            self._model.check_name(question.model)
+            context = self._model.context(await self._triton.max_length())
+            prompts = await self._model.prompts.of(question, context)
+            if isinstance(question, Chat):  # all that a client may have sent with them is of no use any more
+                question = dataclasses.replace(question, messages=(), template_variables={})
         prefix = "chatcmpl-" if isinstance(question, Chat) else "cmpl-"
         name, request_id = self._model.name, prefix + uuid.uuid4().hex
         asks = await self._model.asks(question, prompts, self._triton, request_id)
         reply: Reply
         if isinstance(question, Chat):
-            reply = ChatReply(request_id, name, question, self._model.tokenizer)
+            reply = ChatReply(request_id, name, question, self._model.texts)
         else:
-            reply = CompletionReply(request_id, name, question, self._model.tokenizer, asks)
+            reply = CompletionReply(request_id, name, question, self._model.texts, asks)
         self._metrics.prompt_tokens += sum(map(len, prompts))
         describe(request, answer_id=request_id, prompt_tokens=sum(map(len, prompts)), stream=question.stream)
         async with aclosing(self._deltas(request, asks, watch)) as deltas:
@@ -56,7 +67,7 @@ class Handlers:
         """Every answer's pieces, counted on their way."""
         count = 0
         try:
-            async with aclosing(answer_all(self._triton, self._model.tokenizer, asks)) as deltas:
+            async with aclosing(self._fan_out.answers(asks)) as deltas:
                 async for delta in deltas:
                     if delta.num_tokens:
                         watch.token(delta.num_tokens)
@@ -65,16 +76,6 @@ class Handlers:
             watch.finish(len(asks))
         finally:
             describe(request, tokens=count)
-
-
-async def read_json(request: web.Request) -> Any:
-    # Pages of other sites can post anything but this type without asking the browser's permission first.
-    if request.content_type != "application/json":
-        raise ApiError(f"Content-Type is {request.content_type}, expected application/json", status=415)
-    try:
-        return json.loads(await request.text())
-    except (ValueError, RecursionError) as error:
-        raise ApiError(f"the body is not JSON: {error}") from None
 
 
 async def _whole(
@@ -95,25 +96,35 @@ async def _stream(
     choice, num_tokens = reply.growth(first), first.num_tokens
     response = web.StreamResponse(headers=EVENT_STREAM)
     await response.prepare(request)
+
+    async def send(event: dict[str, Any]) -> None:
+        """A client that has stopped to read must not hold its streams for ever."""
+        late = asyncio.get_running_loop().call_later(SEND_TIMEOUT_S, _disconnect, request)
+        try:
+            await response.write(b"data: " + json.dumps(event, ensure_ascii=False).encode() + b"\n\n")
+        finally:
+            late.cancel()
+
     try:
         if opening := reply.opening():
-            await _send(response, reply.chunk(opening))
-        await _send(response, reply.chunk([choice]))
+            await send(reply.chunk(opening))
+        await send(reply.chunk([choice]))
         async for delta in deltas:
             num_tokens += delta.num_tokens
             choice = reply.growth(delta)
             if delta.text or delta.finish_reason or choice["logprobs"]:
-                await _send(response, reply.chunk([choice]))
+                await send(reply.chunk([choice]))
         if reply.question.include_usage:
-            await _send(response, reply.chunk([], usage_of(prompts, num_tokens)))
+            await send(reply.chunk([], usage_of(prompts, num_tokens)))
     except ConnectionResetError:
         raise  # the client has left
     except Exception as error:
-        await _send(response, refusal_of(request, error).body())
+        await send(refusal_of(request, error).body())
     await response.write(b"data: [DONE]\n\n")
     await response.write_eof()
     return response
 
 
-async def _send(response: web.StreamResponse, event: dict[str, Any]) -> None:
-    await response.write(b"data: " + json.dumps(event, ensure_ascii=False).encode() + b"\n\n")
+def _disconnect(request: web.Request) -> None:
+    if request.transport is not None:
+        request.transport.abort()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from pt_trtllm.runtime.tokenizer import Tokenizer
+from pt_trtllm.openai.token_text import TokenText
 
 LOWEST = -9999.0
 """JSON has no infinity: what OpenAI writes for tokens that cannot occur."""
@@ -41,10 +42,9 @@ def from_row(row: Sequence[tuple[int, float, int]], count: int) -> TokenLogprob:
     return TokenLogprob(token, logprob, tuple((other, value) for _, other, value in best[:count]))
 
 
-def chat_logprobs(rows: Sequence[TokenLogprob], tokenizer: Tokenizer) -> dict[str, Any]:
+def chat_logprobs(rows: Sequence[TokenLogprob], texts: TokenText) -> dict[str, Any]:
     def entry(token: int, logprob: float | None) -> dict[str, Any]:
-        text = tokenizer.token_text(token)
-        return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode())}
+        return {"token": texts.text_of(token), "logprob": _finite(logprob), "bytes": list(texts.bytes_of(token))}
 
     return {
         "content": [
@@ -54,24 +54,31 @@ def chat_logprobs(rows: Sequence[TokenLogprob], tokenizer: Tokenizer) -> dict[st
     }
 
 
-def completion_logprobs(rows: Sequence[TokenLogprob], tokenizer: Tokenizer, offset: int) -> dict[str, Any]:
-    """`offset`: characters of the text before the first of these tokens."""
-    texts = [tokenizer.token_text(row.token) for row in rows]
-    offsets = [offset]
-    for text in texts:
-        offsets.append(offsets[-1] + len(text))
+class Offsets:
+    """Where in an answer's text its tokens begin; a character that several tokens make up has one place."""
+
+    def __init__(self, texts: TokenText) -> None:
+        self._texts, self._length = texts, 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def next(self, token: int) -> int:
+        place = self._length
+        if self._texts.is_in_text(token):
+            self._length += len(self._decoder.decode(self._texts.bytes_of(token)))
+        return place
+
+
+def completion_logprobs(rows: Sequence[TokenLogprob], texts: TokenText, offsets: Offsets) -> dict[str, Any]:
     return {
-        "tokens": texts,
+        "tokens": [texts.name_of(row.token) for row in rows],
         "token_logprobs": [_finite(row.logprob) for row in rows],
         "top_logprobs": [
             None
             if row.logprob is None
-            else {
-                tokenizer.token_text(token): _finite(logprob) for token, logprob in (*row.top, (row.token, row.logprob))
-            }
+            else {texts.name_of(token): _finite(logprob) for token, logprob in (*row.top, (row.token, row.logprob))}
             for row in rows
         ],
-        "text_offset": offsets[:-1],
+        "text_offset": [offsets.next(row.token) for row in rows],
     }
 
 

@@ -6,13 +6,14 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pt_trtllm.errors import ConfigError
 from pt_trtllm.openai.answers import Ask
 from pt_trtllm.openai.chat_template import load_chat_template, read_json, special_tokens
 from pt_trtllm.openai.errors import NOT_FOUND, ApiError
 from pt_trtllm.openai.options import FrontEndOptions
+from pt_trtllm.openai.prompts import Prompts, check_context
 from pt_trtllm.openai.requests import Chat, Completion, Question
-from pt_trtllm.openai.tensors import bias_values, sampling_values
+from pt_trtllm.openai.tensors import bias_values, sampling_values, seed_of
+from pt_trtllm.openai.token_text import TokenText
 from pt_trtllm.openai.triton import TritonModel
 from pt_trtllm.runtime.params import SEED_STEP, SamplingParams
 from pt_trtllm.runtime.tokenizer import Tokenizer
@@ -21,20 +22,29 @@ NO_LIMIT = 1 << 24
 """Tokenizers without a known limit write 1e30 as their `model_max_length`."""
 
 
+MAX_LOGPROB_ENTRIES = 1 << 22
+"""Of all answers to a request that does not stream."""
+
+
 class ServedModel:
     def __init__(self, options: FrontEndOptions) -> None:
         """Raises when the tokenizer or its chat template cannot be used."""
         folder = options.tokenizer_dir
         self.name = options.public_name
         self.tokenizer = Tokenizer(folder)
+        self.texts = TokenText(self.tokenizer)
         self.template = load_chat_template(folder, options.chat_template)
+        self.prompts = Prompts(self.tokenizer, self.template)
         config = read_json(folder / "tokenizer_config.json")
         limit = config.get("model_max_length")
-        self.max_length = int(limit) if isinstance(limit, (int, float)) and 0 < limit < NO_LIMIT else None
-        """Tokens of prompt and answer together, as far as the tokenizer's folder knows."""
+        self._folders_limit = int(limit) if isinstance(limit, (int, float)) and 0 < limit < NO_LIMIT else None
         self.vocab_size = int(read_json(folder / "config.json").get("vocab_size") or self.tokenizer.vocab_size)
         """The model's own, which may be padded, where its folder says it."""
         self.end_ids = _end_ids(self.tokenizer, special_tokens(config), read_json(folder / "generation_config.json"))
+
+    def context(self, engines_limit: int | None) -> int | None:
+        """Tokens of prompt and answer together, as far as the engine and the tokenizer's folder know."""
+        return min(filter(None, (engines_limit, self._folders_limit)), default=None)
 
     def check_name(self, name: str | None) -> None:
         if name is not None and name != self.name:
@@ -43,64 +53,66 @@ class ServedModel:
                 status=NOT_FOUND, param="model", code="model_not_found",
             )  # fmt: skip
 
-    def prompts_of(self, question: Completion | Chat) -> list[tuple[int, ...]]:
-        """Token ids. A template writes the special tokens itself, so that none is added to its text."""
-        try:
-            if isinstance(question, Chat):
-                text = self.template.render(question.messages, question.template_variables)
-                prompts = [self.tokenizer.encode(text, add_special_tokens=False)]
-            else:
-                prompts = [
-                    self.tokenizer.encode(text) if isinstance(text, str) else list(text) for text in question.prompts
-                ]
-        except ConfigError as error:
-            raise ApiError(str(error), param="messages" if isinstance(question, Chat) else "prompt") from None
-        for ids in prompts:
-            if not ids or not all(0 <= token < 1 << 31 for token in ids):
-                raise ApiError("a prompt is empty or has token ids outside the vocabulary", param="prompt")
-        return [tuple(ids) for ids in prompts]
-
     async def asks(
         self, question: Completion | Chat, prompts: Sequence[tuple[int, ...]], triton: TritonModel, request_id: str
     ) -> list[Ask]:
         """One for each answer, in the order of the reply's choices."""
+        context = self.context(await triton.max_length())
         params, extra = question.params, self.template.stop if isinstance(question, Chat) else ()
         params = dataclasses.replace(params, stop=tuple(dict.fromkeys((*params.stop, *extra))))
         declared = await triton.inputs()
-        shared = _question_values(question, declared)
+        shared = sampling_values(params) | _question_values(question, declared)
+        end_ids = frozenset() if params.ignore_eos else self.end_ids | set(params.stop_token_ids)
         if params.stop and "stop_words" in declared:
             shared["stop_words"] = params.stop
         if params.logit_bias:
             shared["embedding_bias"] = bias_values(params.logit_bias, self.vocab_size)
         asks: list[Ask] = []
+        num_tokens = 0
         for ids in prompts:
+            output_len = _output_len(question, len(ids), context)
+            if context is not None or question.max_tokens is not None:
+                num_tokens += output_len * question.n
+                check_logprobs(question, num_tokens)
             for own in _samples(params, question.n):
                 values = {
                     "input_ids": ids,
                     "input_lengths": len(ids),
-                    "request_output_len": self._output_len(question, len(ids)),
+                    "request_output_len": output_len,
                     "streaming": True,
                     "exclude_input_in_output": True,
-                    **sampling_values(own),
                     **shared,
+                    "seed": seed_of(own),
                 }
                 asks.append(
                     Ask(
                         request_id=f"{request_id}-{len(asks)}",
                         prompt_ids=ids,
                         params=own,
-                        end_ids=frozenset() if own.ignore_eos else self.end_ids | set(own.stop_token_ids),
+                        end_ids=end_ids,
                         values=values,
                         logprobs=question.logprobs,
                     )
                 )
         return asks
 
-    def _output_len(self, question: Question, prompt_length: int) -> int:
-        """Longer than fits is cut by the server, which also refuses prompts that leave no room."""
-        if question.max_tokens is not None:
-            return max(1, question.max_tokens)
-        return max(1, (self.max_length or NO_LIMIT) - prompt_length)
+
+def _output_len(question: Question, num_prompt: int, context: int | None) -> int:
+    """Up to the end of the context where nothing else was asked. At least one: that is what engines compute."""
+    wanted = 1 if question.max_tokens is None else max(1, question.max_tokens)
+    check_context(num_prompt, wanted, context, "messages" if isinstance(question, Chat) else "prompt")
+    return (context or NO_LIMIT) - num_prompt if question.max_tokens is None else wanted
+
+
+def check_logprobs(question: Completion | Chat, num_tokens: int) -> None:
+    """A whole answer is put together in memory, where each of its log-probabilities takes some hundred bytes."""
+    entries = num_tokens * ((question.logprobs or 0) + 1)
+    if question.logprobs is not None and not question.stream and entries > MAX_LOGPROB_ENTRIES:
+        raise ApiError(
+            f"up to {num_tokens} tokens with {question.logprobs} log-probabilities each are more than "
+            f"{MAX_LOGPROB_ENTRIES}; ask for fewer, or stream the answers",
+            param="logprobs",
+        )
 
 
 def _samples(params: SamplingParams, count: int) -> list[SamplingParams]:

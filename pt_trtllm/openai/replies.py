@@ -9,17 +9,17 @@ from typing import Any
 
 from pt_trtllm.openai.answers import Ask, Delta
 from pt_trtllm.openai.errors import ApiError
-from pt_trtllm.openai.logprobs import TokenLogprob, chat_logprobs, completion_logprobs
+from pt_trtllm.openai.logprobs import Offsets, TokenLogprob, chat_logprobs, completion_logprobs
 from pt_trtllm.openai.requests import Chat, Completion, Question
-from pt_trtllm.runtime.tokenizer import Tokenizer
+from pt_trtllm.openai.token_text import TokenText
 
 
 class Reply(ABC):
     kind: str
     chunk_kind: str
 
-    def __init__(self, request_id: str, model: str, question: Question, tokenizer: Tokenizer) -> None:
-        self.question, self._tokenizer = question, tokenizer
+    def __init__(self, request_id: str, model: str, question: Question, texts: TokenText) -> None:
+        self.question, self._texts = question, texts
         self._head = {"id": request_id, "created": int(time.time()), "model": model}
         self._usage_field = {"usage": None} if question.include_usage else {}
         """In every chunk, so that clients can tell that the numbers are still to come."""
@@ -50,11 +50,12 @@ class CompletionReply(Reply):
     kind = chunk_kind = "text_completion"
     question: Completion
 
-    def __init__(self, request_id: str, model: str, question: Completion, tokenizer: Tokenizer, asks: Sequence[Ask]):
-        super().__init__(request_id, model, question, tokenizer)
+    def __init__(self, request_id: str, model: str, question: Completion, texts: TokenText, asks: Sequence[Ask]):
+        super().__init__(request_id, model, question, texts)
         self._prompt_ids = [ask.prompt_ids for ask in asks]
-        self._lengths = [0] * len(asks)
-        """Characters of each choice that were sent."""
+        self._has_prompt = [not question.echo] * len(asks)
+        """Whether each choice's prompt was sent, where it shall be."""
+        self._offsets = [Offsets(texts) for _ in asks]
 
     def choice(self, answer: Delta) -> dict[str, Any]:
         return self.growth(answer)
@@ -62,14 +63,14 @@ class CompletionReply(Reply):
     def growth(self, delta: Delta) -> dict[str, Any]:
         index, question = delta.index, self.question
         text, rows = (delta.text, delta.rows) if question.max_tokens != 0 else ("", ())
-        if question.echo and not self._lengths[index]:
+        if not self._has_prompt[index]:
+            self._has_prompt[index] = True
             text = self._prompt_text(index) + text
             if question.logprobs is not None:
                 rows = (*self._prompt_rows(index, delta), *rows)
         logprobs = None
         if question.logprobs is not None and rows:
-            logprobs = completion_logprobs(rows, self._tokenizer, self._lengths[index])
-        self._lengths[index] += len(text)
+            logprobs = completion_logprobs(rows, self._texts, self._offsets[index])
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": delta.finish_reason}
 
     def _prompt_rows(self, index: int, delta: Delta) -> tuple[TokenLogprob, ...]:
@@ -82,7 +83,7 @@ class CompletionReply(Reply):
 
     def _prompt_text(self, index: int) -> str:
         prompt = self.question.prompts[index // self.question.n]
-        return prompt if isinstance(prompt, str) else self._tokenizer.decode(prompt)
+        return prompt if isinstance(prompt, str) else self._texts.tokenizer.decode(prompt)
 
 
 class ChatReply(Reply):
@@ -103,7 +104,7 @@ class ChatReply(Reply):
 
     def _end(self, delta: Delta) -> dict[str, Any]:
         wanted = self.question.logprobs is not None and (delta.rows or delta.text)
-        logprobs = chat_logprobs(delta.rows, self._tokenizer) if wanted else None
+        logprobs = chat_logprobs(delta.rows, self._texts) if wanted else None
         return {"logprobs": logprobs, "finish_reason": delta.finish_reason}
 
 

@@ -10,11 +10,14 @@ from typing import Any
 from pt_trtllm.errors import ConfigError
 from pt_trtllm.openai import fields
 from pt_trtllm.openai.errors import ApiError
+from pt_trtllm.openai.messages import read_message
 from pt_trtllm.runtime.params import MAX_LOGPROBS, MAX_SAMPLES, SamplingParams
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's own for completions; a chat may go on to the end of the context."""
 MAX_PROMPTS = 256
+MAX_ANSWERS = 1024
+"""To all prompts of one request."""
 
 SAMPLING = {
     "temperature": fields.NUMBER,
@@ -76,7 +79,6 @@ CHAT = {
     "tool_choice": fields.ANYTHING,
     "parallel_tool_calls": fields.ANYTHING,
 }
-ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +125,13 @@ def parse_completion(body: Any) -> Completion:
     many = prompt if isinstance(prompt, list) and not fields.is_tokens(prompt) else [prompt]
     if len(many) > MAX_PROMPTS:
         raise ApiError(f"prompt has {len(many)} entries, expected at most {MAX_PROMPTS}", param="prompt")
+    count = len(many) * given.get("n", 1)
+    if len(many) > 1 and count > MAX_ANSWERS:
+        raise ApiError(
+            f"{len(many)} prompts with n = {given['n']} are {count} answers, expected at most {MAX_ANSWERS}; "
+            "send several requests",
+            param="n",
+        )
     echo = given.get("echo", False)
     max_tokens = given.get("max_tokens", DEFAULT_MAX_TOKENS)
     return Completion(
@@ -147,7 +156,7 @@ def parse_chat(body: Any) -> Chat:
         raise ApiError(f"chat_template_kwargs has {taken}, which the request itself decides", param=taken[0])
     return Chat(
         **_common(given, given.get("max_completion_tokens", given.get("max_tokens"))),
-        messages=tuple(_message(entry, index) for index, entry in enumerate(given["messages"])),
+        messages=tuple(read_message(entry, index) for index, entry in enumerate(given["messages"])),
         logprobs=_count(given.get("top_logprobs", 0), "top_logprobs") if given.get("logprobs") else None,
         template_variables=variables,
     )
@@ -216,31 +225,6 @@ def _guide(given: Mapping[str, Any]) -> tuple[str, str] | None:
     if len(found) > 1:
         raise ApiError(f"the answer is to match {len(found)} things at once, expected one", param="response_format")
     return found[0] if found else None
-
-
-def _message(entry: Any, index: int) -> dict[str, Any]:
-    """A message with its content as one text. OpenAI's developer role is what templates call system."""
-    where = f"messages[{index}]"
-    if not isinstance(entry, dict):
-        raise ApiError(f"{where} is {fields.shown(entry)}, expected an object", param="messages")
-    role = entry.get("role")
-    if role not in ROLES:
-        raise ApiError(f"{where}.role is {fields.shown(role)}, expected one of {', '.join(ROLES)}", param="messages")
-    content = entry.get("content")
-    if isinstance(content, list):
-        content = "".join(_part(part, f"{where}.content[{place}]") for place, part in enumerate(content))
-    elif content is None and role == "assistant":
-        content = ""
-    if not isinstance(content, str):
-        raise ApiError(f"{where}.content is {fields.shown(content)}, expected text", param="messages")
-    return {**entry, "role": "system" if role == "developer" else role, "content": content}
-
-
-def _part(part: Any, where: str) -> str:
-    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
-        return str(part["text"])
-    kind = part.get("type") if isinstance(part, dict) else part
-    raise ApiError(f"{where} is {fields.shown(kind)}, expected a part of type text", param="messages")
 
 
 def _count(value: int | None, name: str) -> int | None:

@@ -40,7 +40,7 @@ class Piece:
 def sampling_values(params: SamplingParams) -> dict[str, Any]:
     """Only what was asked for, by tensor name. What is left out has the server's default, with two exceptions:
     servers differ on what no temperature means, and the seed that some take by default is always the same."""
-    values: dict[str, Any] = {"seed": secrets.randbits(63) if params.seed is None else params.seed}
+    values: dict[str, Any] = {"seed": seed_of(params)}
     if params.is_greedy:
         values["runtime_top_k"] = 1
     else:
@@ -62,6 +62,10 @@ def sampling_values(params: SamplingParams) -> dict[str, Any]:
     return values
 
 
+def seed_of(params: SamplingParams) -> int:
+    return secrets.randbits(63) if params.seed is None else params.seed
+
+
 def word_list(words: Sequence[Sequence[int]]) -> list[list[int]]:
     """TensorRT-LLM's form: all ids end to end, and the end offset of each word, padded with -1."""
     ids = [token for word in words for token in word]
@@ -69,13 +73,13 @@ def word_list(words: Sequence[Sequence[int]]) -> list[list[int]]:
     return [ids, ends + [-1] * (len(ids) - len(ends))]
 
 
-def bias_values(bias: Mapping[int, float], vocab_size: int) -> list[float]:
+def bias_values(bias: Mapping[int, float], vocab_size: int) -> np.ndarray[Any, Any]:
     wrong = next((token for token in bias if not 0 <= token < vocab_size), None)
     if wrong is not None:
         raise ApiError(f"logit_bias has token {wrong}, outside the vocabulary of {vocab_size}", param="logit_bias")
     values = np.zeros(vocab_size, dtype=np.float32)
     values[list(bias)] = list(bias.values())
-    return list(map(float, values))
+    return values
 
 
 def to_inputs(values: Mapping[str, Any], declared: Mapping[str, str], model: str) -> list[InferInput]:

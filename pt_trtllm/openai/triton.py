@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
@@ -10,21 +9,14 @@ import grpc
 from tritonclient.grpc import aio, model_config_pb2
 from tritonclient.utils import InferenceServerException
 
-from pt_trtllm.openai.errors import BAD_REQUEST, FAILED, TOO_MANY, UNAVAILABLE, ApiError
+from pt_trtllm.openai.errors import FAILED, UNAVAILABLE, ApiError
 from pt_trtllm.openai.tensors import Piece, to_inputs, to_piece
+from pt_trtllm.serving.addresses import channel_options
+from pt_trtllm.serving.error_marks import read_mark
+from pt_trtllm.serving.tensors import CORE_PRIVATE_INPUTS, MAX_LENGTH
 
-SAYINGS = (
-    (re.compile("Exceeds maximum queue size"), TOO_MANY, "queue_full"),
-    (re.compile("being restarted|not ready|shutting down|unavailable", re.I), UNAVAILABLE, None),
-    (re.compile("exceeds maximum (input|sequence) length"), BAD_REQUEST, "context_length_exceeded"),
-    (
-        re.compile("expected|not support|outside the vocabulary|is empty|invalid", re.I),
-        BAD_REQUEST,
-        None,
-    ),
-)
-"""Errors of a stream come without a status code: their text has to tell what they are. What says none of these is the
-server's own failure."""
+OUR_OWN = frozenset(tensor.name for tensor in CORE_PRIVATE_INPUTS)
+"""Inputs by which a core is known as this project's."""
 CONNECT_TIMEOUT_S = 10.0
 CHANNEL = [
     ("grpc.max_receive_message_length", -1),  # logits of a long prompt exceed the default of 4 MiB
@@ -36,16 +28,22 @@ class TritonModel:
     def __init__(self, url: str, name: str) -> None:
         """Connects when it is first used, which must be inside the event loop."""
         self.url, self.name = url, name
-        self._client = aio.InferenceServerClient(url, channel_args=CHANNEL)
+        self._client = aio.InferenceServerClient(url, channel_args=[*CHANNEL, *channel_options(url)])
         self._config: Any = None
 
     async def close(self) -> None:
         await self._client.close()
 
     async def is_ready(self) -> bool:
+        """Triton calls our core ready while its engine is down, and then the whole server not ready. Of another core's
+        server that would say that any model failed, perhaps one that nobody asks here."""
         try:
-            return bool(await self._client.is_model_ready(self.name, client_timeout=CONNECT_TIMEOUT_S))
-        except InferenceServerException:
+            if not await self._client.is_model_ready(self.name, client_timeout=CONNECT_TIMEOUT_S):
+                return False
+            if OUR_OWN.isdisjoint(await self.inputs()):
+                return True
+            return bool(await self._client.is_server_ready(client_timeout=CONNECT_TIMEOUT_S))
+        except (InferenceServerException, ApiError):
             return False
 
     async def config(self) -> Any:
@@ -56,14 +54,25 @@ class TritonModel:
             except InferenceServerException as error:
                 raise self._failure(error.message(), error.status()) from None
             names = {tensor.name for tensor in answer.config.input}
-            if "input_ids" not in names or not answer.config.model_transaction_policy.decoupled:
+            if "input_ids" not in names:
                 raise ApiError(
-                    f"the server's model {self.name!r} takes {sorted(names)}; expected the core model, decoupled and "
-                    "with token ids as 'input_ids'",
+                    f"the server's model {self.name!r} takes {sorted(names)}; expected the core model, with token ids "
+                    "as 'input_ids'",
+                    status=UNAVAILABLE,
+                )
+            if not answer.config.model_transaction_policy.decoupled:
+                raise ApiError(
+                    f"the server's model {self.name!r} is not decoupled, so that it cannot stream; expected one that "
+                    "was deployed without --no-decoupled",
                     status=UNAVAILABLE,
                 )
             self._config = answer.config
         return self._config
+
+    async def max_length(self) -> int | None:
+        """Tokens of prompt and answer together that the engine takes, where the model's configuration says it."""
+        text = (await self.config()).parameters[MAX_LENGTH].string_value
+        return int(text) if text.isascii() and text.isdecimal() and int(text) else None
 
     async def inputs(self) -> dict[str, str]:
         """Tensors that the model takes, and their types."""
@@ -101,10 +110,7 @@ class TritonModel:
             return ApiError(f"no Triton server answers at {self.url}: {message}", status=UNAVAILABLE)
         if status is not None:
             return ApiError(message, status=UNAVAILABLE if "not ready" in message else FAILED)
-        for pattern, meaning, code in SAYINGS:
-            if pattern.search(message):
-                return ApiError(message, status=meaning, code=code)
-        return ApiError(message, status=FAILED)
+        return ApiError.of(read_mark(message))
 
 
 async def _only(request: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:

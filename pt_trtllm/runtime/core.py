@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceABC
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from pt_trtllm.comm.base import Communicator
 from pt_trtllm.engine.bundle import EngineConfig
-from pt_trtllm.errors import CommunicationError, EngineError
+from pt_trtllm.errors import CommunicationError, EngineError, PtError
 from pt_trtllm.mapping import SYNC_KINDS, sync_counts, sync_plan
 from pt_trtllm.network.logits import Logits
 from pt_trtllm.network.step import StepBatch
 from pt_trtllm.runtime.guided import Guides
 from pt_trtllm.runtime.messages import STOP, decode, encode
 from pt_trtllm.runtime.options import RuntimeOptions
+from pt_trtllm.runtime.rank_log import log_traceback
 from pt_trtllm.runtime.request import Request, Sequence
 from pt_trtllm.runtime.scheduler import Scheduler, Step
 from pt_trtllm.runtime.speculative.proposer import Proposer
 from pt_trtllm.runtime.tokenizer import Tokenizer
 from pt_trtllm.trace import Tracer
+
+T = TypeVar("T")
+HELD_UP_S = 0.01
+"""Between looks at what has arrived, while all that could be computed wait for their guides."""
+NOT_FINITE = (
+    "the engine computed logits that are not finite: a weight file was damaged (pt-trtllm inspect --verify "
+    "tells), or float16 overflowed (convert with --dtype bfloat16)"
+)
 
 
 class Engine(Protocol):
@@ -98,7 +108,10 @@ class EngineCore:
         self._scheduler = Scheduler(engine.config.limits, self._space, options.scheduler_policy)
         self._planned = sync_counts(sync_plan(engine.config.checkpoint.model, engine.config.mapping))
         self._guides = Guides(tokenizer, engine.config.checkpoint.model)
-        self._num_sequences = 0
+        self._held_up: list[Sequence] = []
+        """Those whose guide has yet to say what may come next."""
+        self._was_finite = False
+        self._num_sequences = self._num_steps = 0
         self.trace = trace or Tracer()
         self._stats = EngineStats(
             world_size=engine.comm.world_size, hosts=engine.comm.num_hosts, kv_blocks=self._space.num_blocks
@@ -108,6 +121,8 @@ class EngineCore:
         """Raises when this engine cannot serve the request."""
         sequence = Sequence.start(self._num_sequences, request, self.config, self._tokenizer, self._guides)
         self._scheduler.add(sequence)
+        if sequence.paused:
+            self._held_up.append(sequence)
         self._num_sequences += 1
         self._stats.prompt_tokens += len(request.prompt_ids)
         return sequence
@@ -115,25 +130,36 @@ class EngineCore:
     def cancel(self, sequence: Sequence) -> None:
         if sequence.finish_reason is None:
             self._scheduler.cancel(sequence)
-            if self._proposer is not None:
-                self._proposer.forget(sequence)
+            self._forget(sequence)
 
     def has_work(self) -> bool:
         return self._scheduler.has_work()
 
-    def step(self, meanwhile: Callable[[], None] = lambda: None) -> list[Sequence]:
-        """One pass; returns the sequences that got tokens, finished ones among them.
+    @property
+    def num_steps(self) -> int:
+        """That have been made so far, with those in which all sequences waited for their guides."""
+        return self._num_steps
 
-        `meanwhile` is called when the other ranks have begun.
+    def step(self, meanwhile: Callable[[], None] = lambda: None) -> list[Sequence]:
+        """One pass; returns the sequences that got tokens or ended.
+
+        `meanwhile` is called when the other ranks have begun. What goes wrong with one sequence ends that one alone.
         """
         start, reported = time.perf_counter(), self.trace.seconds["report"]
         self.trace.begin()
+        self._num_steps += 1
+        ended = self._look_at_guides()
         if self._proposer is not None and (ready := self._scheduler.decoding()):
             self._proposer.propose(ready)
             self.trace.lap("draft")
         step = self._scheduler.next_step()
         if step is None:
-            return []
+            if self._held_up and not ended:
+                meanwhile()
+                guide = self._held_up[0].sampler.guide
+                assert guide is not None
+                guide.wait(HELD_UP_S)
+            return ended
         message = encode(step.batch)
         self.trace.lap("schedule")
         self._engine.comm.broadcast(message)
@@ -144,10 +170,9 @@ class EngineCore:
         self.trace.lap("forward", step.batch.num_tokens)
         stats = self._stats
         stats.forward_passes += 1
-        advanced = self._take_tokens(step, logits)
+        advanced = ended + self._take_tokens(step, logits)
         for sequence in self._scheduler.finish_step():
-            if self._proposer is not None:
-                self._proposer.forget(sequence)
+            self._forget(sequence)
         self.trace.lap("sample")
         stats.seconds += time.perf_counter() - start - (self.trace.seconds["report"] - reported)
         if advanced and not stats.seconds_to_first_token:
@@ -178,24 +203,71 @@ class EngineCore:
             self._proposer.close()
         self._engine.comm.broadcast(STOP)
 
+    def _look_at_guides(self) -> list[Sequence]:
+        """Takes up again who was held up by its guide; returns those that ended instead."""
+        held_up, self._held_up, ended = self._held_up, [], []
+        self._guides.patience.renew()
+        for sequence in [one for one in held_up if one.finish_reason is None]:  # the others were cancelled
+            self._guarded(sequence, sequence.look_at_guide)
+            if sequence.finish_reason is not None:
+                ended.append(sequence)
+                self._scheduler.drop(sequence)
+                self._forget(sequence)
+            elif sequence.paused:
+                self._held_up.append(sequence)
+        return ended
+
     def _take_tokens(self, step: Step, logits: Logits | None) -> list[Sequence]:
         advanced, at = [], 0
         assert logits is not None
-        if not logits.finite:
-            raise EngineError(
-                "the engine computed logits that are not finite: a weight file was damaged (pt-trtllm inspect --verify "
-                "tells), or float16 overflowed (convert with --dtype bfloat16)"
-            )
+        finite = self._finite_rows(step, logits)
         for share in step.shares:
-            rows = logits.rows[at : at + share.num_rows]
-            at += share.num_rows
-            drawn = share.sequence.take_rows(rows, share.num_deciding, share.guesses)
+            sequence, span = share.sequence, slice(at, at + share.num_rows)
+            at = span.stop
+            take = functools.partial(sequence.take_rows, logits.rows[span], share.num_deciding, share.guesses)
+            drawn = 0
+            if all(finite[span]):
+                drawn = self._guarded(sequence, take) or 0
+            else:
+                sequence.fail(PtError(NOT_FINITE, kind="failed"))
+            if sequence.paused:
+                self._held_up.append(sequence)
+            if drawn or sequence.error:
+                advanced.append(sequence)
             if drawn:
-                advanced.append(share.sequence)
                 self._stats.generated_tokens += drawn
                 self._stats.drafted_tokens += len(share.guesses)
                 self._stats.accepted_tokens += drawn - 1
         return advanced
+
+    def _finite_rows(self, step: Step, logits: Logits) -> list[bool]:
+        """Raises when it is the engine that is damaged, and not one prompt that is too much for its numbers."""
+        finite = logits.finite_rows()
+        asking = sum(share.num_rows > 0 for share in step.shares)
+        if finite and not any(finite) and (asking > 1 or not self._was_finite):
+            raise EngineError(NOT_FINITE)
+        self._was_finite |= any(finite)
+        return finite
+
+    def _guarded(self, sequence: Sequence, work: Callable[[], T]) -> T | None:
+        """Whatever work for one sequence raises ends that sequence, not the engine."""
+        try:
+            return work()
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of a Rust library (tokenizer, grammar) is not an Exception
+            if not isinstance(error, PtError) or error.kind == "unavailable":
+                log_traceback(error)
+                error = PtError(
+                    f"the engine could not continue this request ({type(error).__name__}); its log has more",
+                    kind="failed",
+                )
+            sequence.fail(error)
+            return None
+
+    def _forget(self, sequence: Sequence) -> None:
+        if self._proposer is not None:
+            self._proposer.forget(sequence)
 
 
 def follow(engines: SequenceABC[Engine], trace: Tracer | None = None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pt_trtllm.runtime.params import SamplingParams
+from pt_trtllm.runtime.stop_strings import StopStrings
 from pt_trtllm.runtime.tokenizer import Tokenizer
 
 REPLACEMENT = "\ufffd"
@@ -84,8 +85,8 @@ class AnswerText:
         prompt_ids: Sequence[int] = (),
     ) -> None:
         self._detokenizer = Detokenizer(tokenizer, prompt_ids)
-        self._stop, self._include_stop, self._min_tokens = stop, include_stop, min_tokens
-        self._longest = max(map(len, stop), default=0)
+        self._stop = StopStrings(stop)
+        self._include_stop, self._min_tokens = include_stop, min_tokens
         self._num_tokens = 0
         self._done = False
         self._text = ""
@@ -122,22 +123,14 @@ class AnswerText:
         """The text without an end that might still become part of a stop string."""
         if self._done or self._include_stop:
             return self._text
-        for length in range(min(self._longest - 1, len(self._text)), 0, -1):
-            end = self._text[-length:]
-            if any(len(stop) > length and stop.startswith(end) for stop in self._stop):
-                return self._text[:-length]
-        return self._text
+        return self._text[: len(self._text) - self._stop.num_open]
 
     def _append(self, piece: str) -> bool:
-        first = max(0, len(self._text) - self._longest + 1)
         self._text += piece
-        if not piece or self._num_tokens <= self._min_tokens:
+        found = self._stop.read(piece)
+        if not found or self._num_tokens <= self._min_tokens:
             return False
-        found = [(self._text.find(stop, first), stop) for stop in self._stop]
-        found = [(start, stop) for start, stop in found if start >= 0]
-        if not found:
-            return False
-        start, stop = min(found, key=lambda match: match[0])
+        start, stop = found[0]
         self._text = self._text[: start + len(stop) * self._include_stop]
         self._done, self.stop_string = True, stop
         return True

@@ -23,7 +23,10 @@ def generate(
     sequences = [core.add(request) for request in requests]
     done = 0
     while core.has_work():
-        done += sum(sequence.finish_reason is not None for sequence in core.step())
+        for sequence in core.step():
+            if sequence.error is not None:
+                raise sequence.error
+            done += sequence.finish_reason is not None
         progress(done, len(sequences))
     stats = core.stats()
     core.stop()

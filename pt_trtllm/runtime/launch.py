@@ -27,7 +27,11 @@ RANK_ENVIRONMENT = {"GOMP_SPINCOUNT": "1000"}
 milliseconds, and beside anything else that runs they so use up the time of the thread that they wait for."""
 LAUNCHER_GRACE_S = 30.0
 """For a launcher to end its ranks and remove its own files: a second, and more on a busy machine."""
+STOPPED = ("T", "t")
+"""States of /proc: by a signal, by a debugger."""
 RANKS_GRACE_S = 5.0
+KILLED_GRACE_S = 10.0
+"""For what was killed to be gone: it may hang in the kernel (a lost network disk), and nobody shall hang with it."""
 
 
 def find_mpirun() -> Path | None:
@@ -60,8 +64,15 @@ def launch_command(world_size: int, hostfile: Path | None = None) -> list[str]:
         command += ["--allow-run-as-root"] if os.geteuid() == 0 else []
         for name in RANK_ENVIRONMENT:  # other hosts get nothing by themselves
             command += ["-x", f"{name}={rank_environment()[name]}"]
-        return command + (["--hostfile", str(hostfile)] if hostfile else [])
+        return command + (["--hostfile", str(hostfile)] if hostfile else _shared_memory_folder())
     return [str(mpirun), "-n", str(world_size)] + (["-f", str(hostfile)] if hostfile else [])
+
+
+def _shared_memory_folder() -> list[str]:
+    """Open MPI's segments of ranks that cannot remove them any more are found there. Other hosts lack the folder."""
+    folder = env.SHARED_MEMORY_DIR.get()
+    names = ("btl_sm_backing_directory", "btl_vader_backing_directory") if folder else ()  # since Open MPI 5, before
+    return [word for name in names for word in ("--mca", name, folder)]
 
 
 def rank_environment() -> dict[str, str]:
@@ -77,11 +88,13 @@ def stop(process: subprocess.Popen[bytes], job_dir: Path, grace_s: float = LAUNC
     """Ends a launcher that is still running, and the ranks on this host that it could not end any more."""
     if process.poll() is None:
         process.terminate()
+        process.send_signal(signal.SIGCONT)  # one that is stopped hears of nothing else
         try:
             process.wait(grace_s)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(KILLED_GRACE_S)
     give_up = time.monotonic() + RANKS_GRACE_S
     while (ranks := _processes_naming(job_dir)) and time.monotonic() < give_up:
         for pid in ranks:
@@ -104,14 +117,20 @@ def _processes_naming(job_dir: Path) -> list[int]:
     return found
 
 
-def stopped_ranks(job_dir: Path, world_size: int) -> list[str]:
+def stopped_ranks(job_dir: Path) -> list[str]:
     """Ranks on this host that a signal has stopped (SIGSTOP, a debugger): they neither work nor die."""
     found = []
-    for rank in range(world_size):
+    ranks = (path.name.removeprefix("rank").removesuffix(".status") for path in job_dir.glob(status_name("[0-9]*")))
+    for rank in sorted(map(int, ranks)):
         status = _status(job_dir, rank)
-        if "pid" in status and state(int(status["pid"])) in ("T", "t"):
+        if "pid" in status and state(int(status["pid"])) in STOPPED:
             found.append(f"rank {rank} (pid {status['pid']})")
     return found
+
+
+def stopped_processes(job_dir: Path) -> list[str]:
+    """Also the launcher, and ranks that are too young for a status. Looks at all processes: not for every step."""
+    return [f"process {pid}" for pid in _processes_naming(job_dir) if state(pid) in STOPPED]
 
 
 def explain_failure(job_dir: Path, world_size: int, command: Sequence[str]) -> PtError:
@@ -124,7 +143,9 @@ def explain_failure(job_dir: Path, world_size: int, command: Sequence[str]) -> P
             error = _known_errors().get(status["kind"])
             if error is not None:
                 return error(status["message"])
-            return CommunicationError(f"rank {rank} failed: {status['message']}{_tail(job_dir / log_name(rank))}")
+            return CommunicationError(
+                f"rank {rank} failed", detail=f": {status['message']}{_tail(job_dir / log_name(rank))}"
+            )
     died = [rank for rank, status in statuses.items() if status.get("state") == "running"]
     messages = [status["message"] for status in reported.values()]
     # Who is missed by others (or by nobody left to tell) died by itself; the rest were ended by the launcher.
@@ -132,11 +153,11 @@ def explain_failure(job_dir: Path, world_size: int, command: Sequence[str]) -> P
     if died:
         who = ", ".join(f"rank {rank} (pid {statuses[rank]['pid']})" for rank in died)
         seen = f"; {messages[0]}" if messages else ""
-        return CommunicationError(f"{who} died without a message{seen}{_tail(job_dir / log_name(died[0]))}")
+        return CommunicationError(f"{who} died without a message{seen}", detail=_tail(job_dir / log_name(died[0])))
     if reported:
         return CommunicationError(messages[0])
     return CommunicationError(
-        f"{Path(command[0]).name} could not start {world_size} ranks{_tail(job_dir / 'launcher.log')}"
+        f"{Path(command[0]).name} could not start {world_size} ranks", detail=_tail(job_dir / "launcher.log")
     )
 
 
@@ -144,7 +165,7 @@ def log_name(rank: int) -> str:
     return f"rank{rank}.log"
 
 
-def status_name(rank: int) -> str:
+def status_name(rank: int | str) -> str:
     return f"rank{rank}.status"
 
 

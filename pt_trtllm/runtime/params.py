@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from pt_trtllm.config import problems_to_error
+from pt_trtllm.runtime.param_types import wrong_types
+from pt_trtllm.runtime.values import is_encodable, shown
 
 GREEDY_TEMPERATURE = 1e-5
 """Below this, sampling is as good as greedy and would only overflow."""
 MAX_LOGPROBS = 20
 MAX_SAMPLES = 128
+MAX_WHOLE = (1 << 31) - 1
+"""What the tensors of TensorRT-LLM's models hold."""
+MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY = 0.01, 100.0
+MAX_STOP_STRINGS, MAX_STOP_LENGTH = 64, 1024
+"""Every token is compared with all of them."""
+MAX_STOP_TOKENS = 1024
+MAX_BAD_WORDS, MAX_BAD_LENGTH, MAX_BAD_TOKENS = 1024, 1024, 1 << 15
+"""Sequences, of which a word makes two; characters of a word; tokens of all together."""
+MAX_BIASED = 1 << 18
+"""Tokens with a bias: TensorRT-LLM's clients send one for the whole vocabulary."""
 MAX_GUIDE = 1 << 18
-"""Characters of a schema, an expression or a grammar."""
+"""Characters of a schema, an expression, a grammar or all choices."""
 SEED_STEP = 0x9E3779B97F4A7C15
 """Between the seeds of parallel samples: odd, so that all differ, and far from what people write."""
 
@@ -73,50 +84,89 @@ class SamplingParams:
     def __post_init__(self) -> None:
         self._normalise()
         what = "sampling options"
-        problems_to_error(what, self._wrong_types())
+        problems_to_error(what, wrong_types(self))
+        bias = next((token for token, value in (self.logit_bias or {}).items() if not _in(value, -100.0, 100.0)), None)
         checks = [
-            (self.max_tokens >= 1, f"max_tokens is {self.max_tokens}, expected at least 1"),
-            (1 <= self.n <= MAX_SAMPLES, f"n is {self.n}, expected 1 to {MAX_SAMPLES}"),
-            (self.n == 1 or not self.is_greedy, f"n is {self.n}, but greedy answers are all alike; set a temperature"),
-            (_in(self.temperature, 0.0, 1e4), f"temperature is {self.temperature}, expected 0 or more"),
-            (self.top_k is None or self.top_k >= 0, f"top_k is {self.top_k}, expected 0 (off) or more"),
-            (self.top_p is None or 0 < self.top_p <= 1, f"top_p is {self.top_p}, expected above 0 and at most 1"),
-            (_in(self.min_p, 0.0, 1.0), f"min_p is {self.min_p}, expected between 0 and 1"),
             (
-                0 < self.repetition_penalty < math.inf,
-                f"repetition_penalty is {self.repetition_penalty}, expected above 0",
+                1 <= self.max_tokens <= MAX_WHOLE,
+                f"max_tokens is {shown(self.max_tokens)}, expected at least 1, at most {MAX_WHOLE}",
             ),
-            (_in(self.presence_penalty, -2.0, 2.0), f"presence_penalty is {self.presence_penalty}, expected -2 to 2"),
+            (1 <= self.n <= MAX_SAMPLES, f"n is {shown(self.n)}, expected 1 to {MAX_SAMPLES}"),
             (
-                _in(self.frequency_penalty, -2.0, 2.0),
-                f"frequency_penalty is {self.frequency_penalty}, expected -2 to 2",
+                self.n == 1 or not self.is_greedy,
+                f"n is {shown(self.n)}, but greedy answers are all alike; set a temperature",
             ),
             (
-                self.seed is None or 0 <= self.seed < 1 << 64,
-                f"seed is {self.seed}, expected a whole number from 0 to 2^64 - 1",
+                _in(self.temperature, 0.0, 1e4),
+                f"temperature is {shown(self.temperature)}, expected 0 or more, at most 10000",
+            ),
+            (_in(self.top_k, 0, MAX_WHOLE), f"top_k is {shown(self.top_k)}, expected 0 (off) to {MAX_WHOLE}"),
+            (self.top_p is None or 0 < self.top_p <= 1, f"top_p is {shown(self.top_p)}, expected above 0, at most 1"),
+            (_in(self.min_p, 0.0, 1.0), f"min_p is {shown(self.min_p)}, expected between 0 and 1"),
+            (
+                MIN_REPETITION_PENALTY <= self.repetition_penalty <= MAX_REPETITION_PENALTY,
+                f"repetition_penalty is {shown(self.repetition_penalty)}, "
+                f"expected {MIN_REPETITION_PENALTY} to {MAX_REPETITION_PENALTY:g}",
+            ),
+            *(
+                (_in(getattr(self, name), -2.0, 2.0), f"{name} is {shown(getattr(self, name))}, expected -2 to 2")
+                for name in ("presence_penalty", "frequency_penalty")
+            ),
+            (
+                _in(self.seed, 0, (1 << 64) - 1),
+                f"seed is {shown(self.seed)}, expected a whole number from 0 to 2^64 - 1",
             ),
             (
                 0 <= self.min_tokens <= self.max_tokens,
-                f"min_tokens is {self.min_tokens}, expected 0 to max_tokens {self.max_tokens}",
+                f"min_tokens is {shown(self.min_tokens)}, expected 0 to max_tokens {shown(self.max_tokens)}",
             ),
             (all(self.stop), "stop has an empty string, expected at least one character"),
+            *_sizes("stop", self.stop, MAX_STOP_STRINGS, MAX_STOP_LENGTH),
+            (
+                len(self.stop_token_ids) <= MAX_STOP_TOKENS,
+                f"stop_token_ids has {len(self.stop_token_ids)} entries, expected at most {MAX_STOP_TOKENS}",
+            ),
             (all(self.bad_words), "bad_words has an empty string, expected at least one character"),
             (all(self.bad_words_ids), "bad_words_ids has an empty sequence, expected at least one token"),
+            *_sizes("bad_words", self.bad_words, MAX_BAD_WORDS, MAX_BAD_LENGTH),
             (
-                all(_in(bias, -100.0, 100.0) for bias in (self.logit_bias or {}).values()),
-                f"logit_bias is {self.logit_bias}, expected values from -100 to 100",
+                2 * len(self.bad_words) + len(self.bad_words_ids) <= MAX_BAD_WORDS,
+                f"bad_words and bad_words_ids make {2 * len(self.bad_words) + len(self.bad_words_ids)} sequences "
+                f"(a word makes two, one with a blank before it), expected at most {MAX_BAD_WORDS}",
             ),
-            (_in(self.logprobs, 0, MAX_LOGPROBS), f"logprobs is {self.logprobs}, expected 0 to {MAX_LOGPROBS}"),
             (
-                _in(self.prompt_logprobs, 0, MAX_LOGPROBS),
-                f"prompt_logprobs is {self.prompt_logprobs}, expected 0 to {MAX_LOGPROBS}",
+                sum(map(len, self.bad_words_ids)) <= MAX_BAD_TOKENS,
+                f"bad_words_ids has {sum(map(len, self.bad_words_ids))} tokens, expected at most {MAX_BAD_TOKENS}",
+            ),
+            (
+                len(self.logit_bias or ()) <= MAX_BIASED,
+                f"logit_bias has {len(self.logit_bias or ())} entries, expected at most {MAX_BIASED}",
+            ),
+            (
+                bias is None,
+                f"logit_bias of token {bias} is {shown((self.logit_bias or {}).get(bias or 0))}, "
+                "expected values from -100 to 100",
+            ),
+            *(
+                (
+                    _in(getattr(self, name), 0, MAX_LOGPROBS),
+                    f"{name} is {shown(getattr(self, name))}, expected 0 to {MAX_LOGPROBS}",
+                )
+                for name in ("logprobs", "prompt_logprobs")
             ),
             (
                 sum(bool(getattr(self, name)) for name in _GUIDES) <= 1,
                 f"{' and '.join(name for name in _GUIDES if getattr(self, name))} are set, expected at most one guide",
             ),
             (all(self.guided_choice), "guided_choice has an empty string, expected at least one character"),
-            (all(len(text) <= MAX_GUIDE for text in self._guides()), f"a guide is longer than {MAX_GUIDE} characters"),
+            (
+                self.guide is None or len(self.guide[1]) <= MAX_GUIDE,
+                f"a guide is longer than {MAX_GUIDE} characters",
+            ),
+            *(
+                (is_encodable(getattr(self, name)), f"{name} is not valid Unicode: it has a surrogate")
+                for name in _TEXTS
+            ),
         ]
         problems_to_error(what, [message for valid, message in checks if not valid])
 
@@ -151,9 +201,6 @@ class SamplingParams:
             for index in range(self.n)
         ]
 
-    def _guides(self) -> list[str]:
-        return [text for text in (self.guided_json, self.guided_regex, self.guided_grammar) if text]
-
     def _normalise(self) -> None:
         """Lists become tuples, one stop string a tuple of one, and textual keys numbers."""
         stop: Any = self.stop
@@ -168,64 +215,28 @@ class SamplingParams:
         for name, value in changed.items():
             object.__setattr__(self, name, value)
 
-    def _wrong_types(self) -> list[str]:
-        return [
-            f"{name} is {str(value)[:80] if not isinstance(value, str) else repr(value)[:80]}, expected {expected}"
-            for name, (is_valid, expected) in _KINDS.items()
-            if not is_valid(value := getattr(self, name))
-        ]
-
 
 def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _number_of(key: Any) -> Any:
-    return int(key) if isinstance(key, str) and key.isascii() and key.isdecimal() else key
+    is_short = isinstance(key, str) and len(key) <= len(str(MAX_WHOLE))
+    return int(key) if is_short and key.isascii() and key.isdecimal() else key
 
 
 def _in(value: float | None, low: float, high: float) -> bool:
     return value is None or low <= value <= high
 
 
-def is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _tokens(value: Any) -> bool:
-    return isinstance(value, tuple) and all(map(is_whole, value))
-
-
-def _texts(value: Any) -> bool:
-    return isinstance(value, tuple) and all(isinstance(text, str) for text in value)
+def _sizes(name: str, texts: tuple[str, ...], count: int, length: int) -> list[tuple[bool, str]]:
+    longest = max(map(len, texts), default=0)
+    return [
+        (len(texts) <= count, f"{name} has {len(texts)} entries, expected at most {count}"),
+        (longest <= length, f"{name} has a string of {longest} characters, expected at most {length}"),
+    ]
 
 
 _GUIDES = ("guided_json", "guided_regex", "guided_grammar", "guided_choice")
+_TEXTS = ("stop", "bad_words", *_GUIDES)
 _TUPLES = ("stop_token_ids", "stop", "bad_words", "bad_words_ids", "guided_choice")
-_WHOLE = (is_whole, "a whole number")
-_OPTIONAL_WHOLE = (lambda value: value is None or is_whole(value), "a whole number")
-_NUMBER = (is_number, "a number")
-_OPTIONAL_NUMBER = (lambda value: value is None or is_number(value), "a number")
-_FLAG = (lambda value: isinstance(value, bool), "true or false")
-_KINDS: dict[str, Any] = {
-    **dict.fromkeys(("max_tokens", "n", "min_tokens"), _WHOLE),
-    **dict.fromkeys(("top_k", "seed", "logprobs", "prompt_logprobs"), _OPTIONAL_WHOLE),
-    **dict.fromkeys(("repetition_penalty", "presence_penalty", "frequency_penalty"), _NUMBER),
-    **dict.fromkeys(("temperature", "top_p", "min_p"), _OPTIONAL_NUMBER),
-    **dict.fromkeys(("ignore_eos", "include_stop_str_in_output"), _FLAG),
-    **dict.fromkeys(("stop", "bad_words", "guided_choice"), (_texts, "a list of strings")),
-    **dict.fromkeys(_GUIDES[:3], (lambda value: value is None or isinstance(value, str), "text")),
-    "stop_token_ids": (_tokens, "a list of token ids"),
-    "bad_words_ids": (lambda rows: isinstance(rows, tuple) and all(map(_tokens, rows)), "lists of token ids"),
-    "logit_bias": (
-        lambda bias: (
-            bias is None or (isinstance(bias, dict) and all(map(is_whole, bias)) and all(map(is_number, bias.values())))
-        ),
-        "numbers by token id",
-    ),
-}
-"""Every option: a check of its type, and what to say was expected."""

@@ -2,9 +2,12 @@
 
 client to rank 0    {"type": "submit", "requests": [[id, request], ...]}   {"type": "cancel", "id"}
                     {"type": "stats"}   {"type": "shutdown"}
-rank 0 to client    {"type": "ready"}   {"type": "stats", "stats"}   {"type": "refused", "id", "message"}
+rank 0 to client    {"type": "ready"}   {"type": "stats", "stats"}   {"type": "refused", "id", "kind", "message"}
                     {"type": "tokens", "outputs": [[id, [token, ...], finish_reason or null, extras], ...]}
-Tokens come once per step. `extras` has "stop_reason" where a stop token or string of the request ended the answer,
+                    {"type": "progress"}
+A request ends with "refused" when it cannot be served, or by itself cannot go on; the kinds are those of `errors.py`.
+Tokens come once per step; steps that give none, as those of a long prompt, are told of as progress now and then.
+`extras` has "stop_reason" where a stop token or string of the request ended the answer,
 and what was asked for: {"logprobs": a row per token, "prompt_logprobs": with the first tokens, a row per token of the
 prompt from the second on}; a row is [[token, log-probability, rank], ...].
 Logits of prompts are large and go through files: a finished request that asked for them has
@@ -16,7 +19,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import queue
 import socket
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,8 +33,18 @@ from pt_trtllm.runtime.request import Request
 from pt_trtllm.runtime.sampling import SamplingParams
 
 Message = dict[str, Any]
+PROGRESS_PERIOD_S = 0.5
+"""Steps without tokens are told of after so long without a message."""
 LOGITS = "logits"
 """Name of the tensor in a file of logits."""
+
+
+GONE: Message = {"type": "shutdown"}
+"""A client that vanishes is one that said shutdown."""
+
+
+def encode(message: Message) -> bytes:
+    return json.dumps(message, separators=(",", ":")).encode() + b"\n"
 
 
 class Channel:
@@ -41,7 +56,7 @@ class Channel:
 
     def send(self, message: Message) -> None:
         """Raises OSError when the other side is gone."""
-        self._socket.sendall(json.dumps(message, separators=(",", ":")).encode() + b"\n")
+        self._socket.sendall(encode(message))
 
     def __iter__(self) -> Iterator[Message]:
         """Messages until the other side closes."""
@@ -56,6 +71,35 @@ class Channel:
             self._socket.shutdown(socket.SHUT_RDWR)
         self._file.close()
         self._socket.close()
+
+
+class Inbox:
+    """What a client has sent so far, read by a thread of its own."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._messages: queue.SimpleQueue[Message | Exception] = queue.SimpleQueue()
+        threading.Thread(target=self._listen, name="pt-trtllm-inbox", daemon=True).start()
+
+    def empty(self) -> bool:
+        return self._messages.empty()
+
+    def get(self) -> Message:
+        """Waits for a message. Raises what kept the thread from reading on."""
+        message = self._messages.get()
+        if isinstance(message, Exception):
+            raise message
+        return message
+
+    def _listen(self) -> None:
+        try:
+            for message in self._channel:
+                self._messages.put(message)
+        except OSError:
+            pass
+        except Exception as error:
+            self._messages.put(error)
+        self._messages.put(GONE)
 
 
 def request_to_json(request: Request) -> Message:

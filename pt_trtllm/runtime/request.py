@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from pt_trtllm.engine.bundle import EngineConfig
-from pt_trtllm.errors import ConfigError
+from pt_trtllm.errors import ConfigError, PtError
 from pt_trtllm.network.logits import Row
 from pt_trtllm.runtime.detokenize import AnswerText
 from pt_trtllm.runtime.guided import Guides
@@ -18,6 +18,7 @@ from pt_trtllm.runtime.kv_blocks import HeldBlocks
 from pt_trtllm.runtime.logprobs import LogprobRow, top_logprobs
 from pt_trtllm.runtime.sampling import Sampler, SamplingParams
 from pt_trtllm.runtime.tokenizer import Tokenizer
+from pt_trtllm.runtime.values import is_number, is_whole, shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,15 +55,17 @@ class Request:
 
     def check(self, config: EngineConfig, label: str) -> None:
         """Raises when this engine cannot serve the request."""
-        if not 0 <= self.priority <= 1:
-            raise ConfigError(f"{label}: priority is {self.priority}, expected 0 to 1")
+        if not is_number(self.priority) or not 0 <= self.priority <= 1:
+            raise ConfigError(f"{label}: priority is {shown(self.priority)}, expected 0 to 1")
         limits, vocab_size = config.limits, config.checkpoint.model.vocab_size
         length = len(self.prompt_ids)
         if length == 0:
             raise ConfigError(f"{label}: the prompt is empty; expected at least one token")
-        bad = next((token for token in self.prompt_ids if not 0 <= token < vocab_size), None)
-        if bad is not None:
-            raise ConfigError(f"{label}: token id {bad} is outside the vocabulary of {vocab_size}")
+        for token in self.prompt_ids:
+            if not is_whole(token):
+                raise ConfigError(f"{label}: the prompt has {shown(token)}, expected token ids")
+            if not 0 <= token < vocab_size:
+                raise ConfigError(f"{label}: token id {shown(token)} is outside the vocabulary of {vocab_size}")
         params = self.params
         for name, tokens in {
             "logit_bias": params.logit_bias or {},
@@ -77,7 +80,8 @@ class Request:
         if length > limits.max_input_len:
             raise ConfigError(
                 f"{label}: Prompt length ({length}) exceeds maximum input length ({limits.max_input_len}); "
-                "shorten it, or build with a larger --max-input-len / --max-seq-len"
+                "shorten it, or build with a larger --max-input-len / --max-seq-len",
+                kind="too_long",
             )
 
 
@@ -94,6 +98,8 @@ class Sequence:
     """Limited by the request and by the room the prompt leaves in max_seq_len."""
     output_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
+    error: PtError | None = None
+    """Why it could not go on; `finish_reason` is then "error"."""
     stop_reason: int | str | None = None
     """The stop token or stop string that ended the answer, where one of the request's own did."""
     prompt_logits: list[torch.Tensor] = field(default_factory=list)
@@ -128,18 +134,19 @@ class Sequence:
         tokenizer: Tokenizer | None = None,
         guides: Guides | None = None,
     ) -> Sequence:
-        """Raises when something takes a tokenizer and there is none, or a guide is malformed."""
+        """Raises when this engine cannot serve the request."""
         request = request.with_token_bans(tokenizer, "request")
+        request.check(config, "request")
         model, params = config.checkpoint.model, request.params
         end_ids = frozenset(params.stop_token_ids) | (
             frozenset() if params.ignore_eos else frozenset(model.eos_token_id)
         )
+        guide = guides.make(params) if guides else None
         return cls(
             index=index,
             request=request,
-            sampler=Sampler(
-                params, list(request.prompt_ids), model.vocab_size, end_ids, guides.make(params) if guides else None
-            ),
+            sampler=Sampler(params, list(request.prompt_ids), model.vocab_size, end_ids, guide),
+            paused=guide is not None,
             end_ids=end_ids,
             max_new_tokens=min(params.max_tokens, config.limits.max_seq_len - len(request.prompt_ids)),
             answer=AnswerText.of(tokenizer, params, request.prompt_ids) if tokenizer and params.stop else None,
@@ -182,7 +189,8 @@ class Sequence:
         """Uses a step's logits: those of the prompt as asked for, the last ones to draw tokens. Returns how many.
 
         Every token is drawn as without guesses; a guess only makes its successor's logits known in the same step. The
-        first that was wrong ends the step, and what was computed from it on is forgotten.
+        first that was wrong ends the step, and what was computed from it on is forgotten. So does a guide that does not
+        know yet what may come next.
         """
         first_deciding = len(rows) - num_deciding
         for index, row in enumerate(rows[: first_deciding + min(1, num_deciding)]):
@@ -191,7 +199,8 @@ class Sequence:
         for row in rows[first_deciding:]:
             self._draw(row)
             drawn += 1
-            if self.finish_reason or drawn == num_deciding or self.output_ids[-1] != guesses[drawn - 1]:
+            is_last = self.finish_reason or self.paused or drawn == num_deciding
+            if is_last or self.output_ids[-1] != guesses[drawn - 1]:
                 break
         self.num_computed -= max(0, num_deciding - drawn)
         return drawn
@@ -226,11 +235,32 @@ class Sequence:
         stopped = self.answer is not None and self.answer.add(token)
         if token in self.request.params.stop_token_ids:
             self.stop_reason = token
-        guide = self.sampler.guide
-        if stopped or token in self.end_ids or (guide is not None and guide.complete):
-            self.finish_reason = "stop"
+        if stopped or token in self.end_ids:
+            self._finish("stop")
+        elif self.sampler.guide is not None:
+            self.paused = True
+            self.look_at_guide(patient=True)
         elif len(self.output_ids) >= self.max_new_tokens:
-            stopped = self.answer is not None and self.answer.finish()
-            self.finish_reason = "stop" if stopped else "length"
-        if stopped and self.answer is not None:
+            self._finish("length")
+
+    def look_at_guide(self, *, patient: bool = False) -> None:
+        """Goes on, or ends, where its guide knows by now what may come next. Raises when the guide failed."""
+        guide = self.sampler.guide
+        assert guide is not None
+        if not guide.is_ready(patient=patient):
+            return
+        self.paused = False
+        if guide.complete:
+            self._finish("stop")
+        elif len(self.output_ids) >= self.max_new_tokens:
+            self._finish("length")
+
+    def _finish(self, reason: str) -> None:
+        if reason == "length" and self.answer is not None and self.answer.finish():
+            reason = "stop"
+        self.finish_reason = reason
+        if self.answer is not None and self.answer.stop_string is not None:
             self.stop_reason = self.answer.stop_string
+
+    def fail(self, error: PtError) -> None:
+        self.error, self.finish_reason = error, "error"

@@ -26,7 +26,7 @@ class Sampler:
         guide: Guide | None = None,
     ) -> None:
         self.params, self.guide = params, guide
-        self._end_ids = sorted(token for token in end_ids if token < vocab_size)
+        self._end_ids = sorted(token for token in end_ids if 0 <= token < vocab_size)
         self._generator = torch.Generator()
         if params.seed is None:
             self._generator.seed()
@@ -97,8 +97,7 @@ class Sampler:
         other._output = list(self._output)
         if self._penalised:
             other._seen, other._counts = self._seen.clone(), self._counts.clone()
-        if self.guide is not None:
-            other.guide = self.guide.fork()
+        assert self.guide is None, "what guesses does without: a guess that a guide forbids turns out wrong"
         return other
 
     def _note(self, token: int) -> None:
@@ -133,6 +132,7 @@ class Sampler:
             keep &= probabilities.cumsum(0) - probabilities < params.top_p  # the first token past the limit stays
         if params.min_p is not None:
             keep &= probabilities >= params.min_p * probabilities[0]
+        keep[0] = True  # a limit that float32 rounds to 0 would leave none
         probabilities = probabilities * keep
         # Inverse transform with one draw per token: cheap, and independent of the batch. The draw is scaled by the very
         # sum that is searched, and ends at the last token that can be drawn at all.

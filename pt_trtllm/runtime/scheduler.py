@@ -75,17 +75,21 @@ class Scheduler:
             raise ConfigError(
                 f"the prompt of {len(sequence.request.prompt_ids)} and up to {sequence.max_new_tokens} new tokens need "
                 f"{needed} blocks of {self._space.block_tokens} tokens, the KV cache has {there}; "
-                "ask for fewer tokens, or give the cache more memory"
+                "ask for fewer tokens, or give the cache more memory",
+                kind="too_long",
             )
         insort(self._waiting, sequence, key=lambda other: other.order)
 
     def cancel(self, sequence: Sequence) -> None:
         """Ends a sequence where it is; its slot and blocks are free at once."""
+        sequence.finish_reason = "cancelled"
+        self.drop(sequence)
+
+    def drop(self, sequence: Sequence) -> None:
+        """Of a sequence that ended between two passes."""
         if sequence in self._waiting:
             self._waiting.remove(sequence)
-            sequence.finish_reason = "cancelled"
-        elif sequence in self._running:
-            sequence.finish_reason = "cancelled"
+        else:
             self.finish_step()
 
     def decoding(self) -> list[Sequence]:
@@ -155,7 +159,10 @@ class Scheduler:
         return (
             self._space.reuse
             and not sequence.request.wants_prompt_rows
-            and any(other.held.num_published < shared and other.request.prompt_ids == prompt for other in self._running)
+            and any(
+                other.held.num_published < shared and other.request.prompt_ids == prompt and not other.paused
+                for other in self._running
+            )
         )
 
     def _fits(self, sequence: Sequence, held: HeldBlocks) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import queue
 import select
@@ -12,17 +13,25 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from pt_trtllm.checkpoint.artifact import check_writable
 from pt_trtllm.engine.bundle import open_bundle
 from pt_trtllm.engine.tensorrt_llm.support import runs_elsewhere
-from pt_trtllm.errors import CommunicationError, ConfigError, PtError
-from pt_trtllm.runtime.launch import WORKER_MODULE, explain_failure, launch_command, rank_environment, stop
+from pt_trtllm.errors import CommunicationError, ConfigError, PtError, error_of_kind
+from pt_trtllm.runtime.launch import (
+    WORKER_MODULE,
+    explain_failure,
+    launch_command,
+    rank_environment,
+    stop,
+    stopped_ranks,
+)
 from pt_trtllm.runtime.options import RuntimeOptions
-from pt_trtllm.runtime.protocol import Channel, Message, request_to_json
+from pt_trtllm.runtime.outbox import Outbox
+from pt_trtllm.runtime.protocol import Channel, Message, encode, request_to_json
 from pt_trtllm.runtime.request import Request
 
 MAX_SOCKET_PATH = 100
@@ -32,6 +41,7 @@ FAILURE_GRACE_S = 5.0
 """For the ranks of a failing world to say why, before they are ended."""
 ABORT_GRACE_S = 5.0
 """For the launcher of a world that hangs: it may hang as well, and a restart waits for it."""
+LOGGER = logging.getLogger("pt_trtllm.world")
 INSIDE_MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
@@ -45,7 +55,7 @@ class World:
     """The ranks of one engine, as child processes. Events of a request arrive in the queue given to `submit`.
 
     Events are ("tokens", [ids], finish_reason or None, extras as in `protocol.py`), or an exception:
-    the request was refused, or the world ended.
+    the request was refused, or the world ended. No call waits for ranks that do not read what they are sent.
     """
 
     def __init__(
@@ -54,7 +64,10 @@ class World:
         options: RuntimeOptions | None = None,
         hostfile: Path | None = None,
         tokenizer_dir: Path | None = None,
+        give_up: Callable[[Path], str] = lambda folder: "",
     ) -> None:
+        """Returns when the ranks have joined, which may take long; `give_up` is asked again and again meanwhile, with
+        the world's folder, and its answer, unless empty, is raised as the reason to end them."""
         self._check_outside_mpi()
         self.config, _ = open_bundle(engine_dir)
         options = options or RuntimeOptions()
@@ -70,28 +83,34 @@ class World:
         self._queues: dict[int, Events] = {}
         self._next_id = 0
         self._failure: PtError | None = None
-        self._closing = False
+        self._closing = self._has_ended = False
         self._stats: queue.SimpleQueue[Message | PtError] = queue.SimpleQueue()
+        self.num_signs_of_life = 0
+        """Grows while ranks make steps."""
         try:
-            self._start(engine_dir.resolve(), options, hostfile, tokenizer_dir)
+            self._start(engine_dir.resolve(), options, hostfile, tokenizer_dir, give_up)
+            self._reader = threading.Thread(target=self._read, name="pt-trtllm-world", daemon=True)
+            self._reader.start()
         except BaseException:
             self._end()
             raise
-        self._reader = threading.Thread(target=self._read, name="pt-trtllm-world", daemon=True)
-        self._reader.start()
 
     def submit(self, requests: Sequence[tuple[Request, Events]]) -> list[int]:
         """Sends requests, each with the queue for its events, in one message: they start together. Returns ids."""
         with self._lock:
-            if self._failure is not None:
-                raise self._failure
             ids = list(range(self._next_id, self._next_id + len(requests)))
             self._next_id += len(requests)
-            self._queues.update({request_id: events for request_id, (_, events) in zip(ids, requests, strict=True)})
         entries = [
             [request_id, request_to_json(request)] for request_id, (request, _) in zip(ids, requests, strict=True)
         ]
-        self._send({"type": "submit", "requests": entries})
+        message = encode({"type": "submit", "requests": entries})
+        with self._lock:
+            if self._failure is not None:
+                raise self._failure
+            if self._has_ended:
+                raise CommunicationError("its ranks have ended")
+            self._queues.update({request_id: events for request_id, (_, events) in zip(ids, requests, strict=True)})
+        self._outbox.put(message)
         return ids
 
     def cancel(self, request_id: int) -> None:
@@ -124,13 +143,19 @@ class World:
                 return
             self._closing = True
         self._send({"type": "shutdown"})
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(SHUTDOWN_S)
+        if not stopped_ranks(self.folder):  # these do not hear of it
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(SHUTDOWN_S)
         self._end()
         self._reader.join(SHUTDOWN_S)
 
     def _start(
-        self, engine_dir: Path, options: RuntimeOptions, hostfile: Path | None, tokenizer_dir: Path | None
+        self,
+        engine_dir: Path,
+        options: RuntimeOptions,
+        hostfile: Path | None,
+        tokenizer_dir: Path | None,
+        give_up: Callable[[Path], str],
     ) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             path = self._bind(listener)
@@ -144,7 +169,10 @@ class World:
             while not select.select([listener], [], [], 0.1)[0]:
                 if self._process.poll() is not None:
                     raise explain_failure(self.folder, world_size, self._command)
-            self._channel = Channel(listener.accept()[0])
+                if reason := give_up(self.folder):
+                    raise CommunicationError(reason)
+            connection = listener.accept()[0]
+            self._channel, self._outbox = Channel(connection), Outbox(connection)
 
     def _check_outside_mpi(self) -> None:
         launched = [name for name in INSIDE_MPI if int(os.environ.get(name, "1")) > 1]
@@ -168,45 +196,64 @@ class World:
         return path
 
     def _send(self, message: Message) -> None:
-        with self._lock, contextlib.suppress(OSError):  # the reader finds out why, and tells everybody
-            self._channel.send(message)
+        self._outbox.put(encode(message))
 
     def _read(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
+        """Whatever ends the reading, nobody is left waiting for events that will not come."""
+        failure: PtError | None = None
+        try:
             for message in self._channel:
                 self._dispatch(message)
+        except OSError:
+            pass  # its ranks have ended
+        except Exception as error:
+            if not self._closing:
+                LOGGER.exception("what rank 0 sent cannot be read")
+            failure = CommunicationError("what rank 0 sent cannot be read", detail=f": {type(error).__name__}: {error}")
+        try:
+            self._end_of_ranks()
+            failure = failure or explain_failure(self.folder, self.config.mapping.world_size, self._command)
+        finally:
+            self._fail(failure or CommunicationError("the engine ended"))
+
+    def _end_of_ranks(self) -> None:
+        """Ranks that noticed a failure are on their way out, and their launcher ends the rest. Requests in flight wait
+        for the reason."""
+        with self._lock:
+            self._has_ended = True
         if self._closing:
             self._fail(CommunicationError("the engine was closed"))
         elif self._failure is None:
-            # Ranks that noticed a failure are on their way out; their launcher ends the rest.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(FAILURE_GRACE_S)
-            stop(self._process, self.folder, grace_s=FAILURE_GRACE_S)  # requests in flight wait for the reason
-            self._fail(explain_failure(self.folder, self.config.mapping.world_size, self._command))
+            stop(self._process, self.folder, grace_s=FAILURE_GRACE_S)
 
     def _fail(self, failure: PtError) -> None:
         """Everybody who waits gets the first failure, once."""
         with self._lock:
             if self._failure is not None:
                 return
+            failure.kind = "unavailable"  # whatever ended the engine, its requests were right
             self._failure = failure
             queues, self._queues = list(self._queues.values()), {}
         for events in queues:
-            events.put(failure)
+            _put(events, failure)
         self._stats.put(failure)
 
     def _dispatch(self, message: Message) -> None:
+        if message["type"] in ("tokens", "progress", "refused"):
+            self.num_signs_of_life += 1
         if message["type"] == "tokens":
             for request_id, tokens, finish_reason, extras in message["outputs"]:
                 with self._lock:
                     events = self._queues.pop(request_id, None) if finish_reason else self._queues.get(request_id)
-                if events is not None:
-                    events.put(("tokens", tokens, finish_reason, extras))
+                if events is not None and not _put(events, ("tokens", tokens, finish_reason, extras)):
+                    self.cancel(request_id)  # nobody will take the rest
         elif message["type"] == "refused":
             with self._lock:
                 events = self._queues.pop(message["id"], None)
             if events is not None:
-                events.put(ConfigError(message["message"]))
+                _put(events, error_of_kind(message["kind"], message["message"]))
         elif message["type"] == "stats":
             self._stats.put(message["stats"])
 
@@ -215,6 +262,7 @@ class World:
         if hasattr(self, "_process"):
             stop(self._process, self.folder)
         if hasattr(self, "_channel"):
+            self._outbox.close()
             self._channel.close()
         if hasattr(self, "_socket_folder"):
             self._socket_folder.cleanup()
@@ -225,3 +273,13 @@ class World:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _put(events: Events, event: Any) -> bool:
+    """Whether it was taken. One request's queue that fails (its event loop is closed) must not end the others."""
+    try:
+        events.put(event)
+    except Exception:
+        LOGGER.exception("an event could not be passed on")
+        return False
+    return True

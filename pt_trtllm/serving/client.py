@@ -13,10 +13,11 @@ import grpc
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
-from pt_trtllm.errors import ServingError
+from pt_trtllm.errors import Kind, ServingError
 from pt_trtllm.runtime.params import SamplingParams
-from pt_trtllm.serving.control import IS_RESTARTED, QUEUE_IS_FULL
-from pt_trtllm.serving.wire import Chunk, ask_for, chunk, core_request, text_request
+from pt_trtllm.serving.addresses import channel_options
+from pt_trtllm.serving.error_marks import read_mark
+from pt_trtllm.serving.wire import Chunk, ask_for, ask_in_one, chunk, core_request, samples, text_request
 
 CORE = "tensorrt_llm"
 """Takes token ids."""
@@ -24,7 +25,6 @@ SERVER_GRACE_S = 10.0
 """A server ends a request at its timeout, with what it has; one that is this late is lost."""
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.1, 2.0
 READY_TIMEOUT_S = 30.0
-NOT_TAKEN = (QUEUE_IS_FULL, IS_RESTARTED)
 CHANNEL = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
@@ -39,15 +39,11 @@ class Completion:
     finish_reason: str
 
 
-class _NotTakenError(ServingError):
-    """The server refused a request before anything was done for it."""
-
-
 class Client:
     """Asks a server at HOST:PORT. Close it, or use it in a `with` block. Threads may share it.
 
     With `retry_for_s`, a request is sent again for so long, and only where it certainly was not taken: the queue was
-    full, or the engine was being restarted.
+    full, or the engine was being restarted. Errors have a `kind` (`pt_trtllm.errors`).
     """
 
     def __init__(
@@ -65,6 +61,7 @@ class Client:
         self._retry_for_s = retry_for_s
         self._outputs: dict[str, list[str]] = {}
         """Of each model that was asked."""
+        self._decoupled: dict[str, bool] = {}
         self._channel = _channel(url, ssl, root_certificates)
         self._server = GRPCInferenceServiceStub(self._channel)
         try:
@@ -72,7 +69,9 @@ class Client:
                 raise ServingError(f"{url}: the server is not live")
         except grpc.RpcError as error:
             self.close()
-            raise ServingError(f"{url}: no Triton server answers there: {error.details()}") from None
+            raise ServingError(
+                f"{url}: no Triton server answers there: {error.details()}", kind="unavailable", was_taken=False
+            ) from None
 
     def is_ready(self) -> bool:
         """Whether the model takes requests."""
@@ -83,25 +82,43 @@ class Client:
             return False
 
     def generate(
-        self, prompt: str | Sequence[int], params: SamplingParams | None = None, *, timeout_s: float | None = None
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None = None,
+        *,
+        timeout_s: float | None = None,
+        request_id: str = "",
     ) -> Completion:
-        """The whole answer at once. The server ends it after `timeout_s`, with what there is by then."""
+        """The whole answer at once. The server ends it after `timeout_s`, with what there is by then, and its log knows
+        it by `request_id`."""
         text, ids, reason = "", tuple[int, ...](), ""
-        for piece in self._stream(prompt, params, stream=False, timeout_s=timeout_s):
+        for piece in self._stream(prompt, params, request_id, stream=False, timeout_s=timeout_s):
             text, ids, reason = text + piece.text, ids + piece.token_ids, piece.finish_reason or reason
         return Completion(text=text, token_ids=ids, finish_reason=reason)
 
     def stream(
-        self, prompt: str | Sequence[int], params: SamplingParams | None = None, *, timeout_s: float | None = None
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None = None,
+        *,
+        timeout_s: float | None = None,
+        request_id: str = "",
     ) -> Iterator[Chunk]:
-        """The answer piece by piece; leaving the loop early cancels the request."""
-        return self._stream(prompt, params, stream=True, timeout_s=timeout_s)
+        """The answer piece by piece; leaving the loop early cancels the request. Models that are not decoupled have one
+        piece per sample."""
+        return self._stream(prompt, params, request_id, stream=True, timeout_s=timeout_s)
 
     def close(self) -> None:
         self._channel.close()
 
     def _stream(
-        self, prompt: str | Sequence[int], params: SamplingParams | None, *, stream: bool, timeout_s: float | None
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None,
+        request_id: str,
+        *,
+        stream: bool,
+        timeout_s: float | None,
     ) -> Iterator[Chunk]:
         params = params or SamplingParams()
         options: dict[str, Any] = {"stream": stream, "timeout_s": timeout_s}
@@ -109,19 +126,21 @@ class Client:
             request = text_request(self.model, prompt, params, **options)
         else:
             request = core_request(CORE, prompt, params, **options)
+        if not self._is_decoupled(request.model_name):
+            ask_in_one(request, params)
         give_up, wait_s = time.monotonic() + self._retry_for_s, FIRST_RETRY_S
         while True:
+            request.id = request_id or uuid.uuid4().hex
             try:
                 yield from self._attempt(request, None if timeout_s is None else timeout_s + SERVER_GRACE_S)
                 return
-            except _NotTakenError:
-                if time.monotonic() + wait_s > give_up:
+            except ServingError as error:
+                if error.was_taken or time.monotonic() + wait_s > give_up:
                     raise
             time.sleep(wait_s)
             wait_s = min(2 * wait_s, LONGEST_RETRY_S)
 
     def _attempt(self, request: pb.ModelInferRequest, lost_after_s: float | None) -> Iterator[Chunk]:
-        request.id = uuid.uuid4().hex
         ask_for(request, self._outputs_of(request.model_name))
         call = self._server.ModelStreamInfer(iter([request]), timeout=lost_after_s)
         failure, has_ended = None, False
@@ -131,35 +150,51 @@ class Client:
                 has_ended = has_ended or response.parameters["triton_final_response"].bool_param
                 try:
                     if message.error_message:
-                        raise self._refusal(message.error_message)
-                    if response.outputs:
+                        raise read_mark(message.error_message).as_error(f"{self.url}: ")
+                    if response.outputs and self._is_decoupled(request.model_name):
                         yield chunk(response)
+                    elif response.outputs:
+                        yield from samples(response)
                 except ServingError as error:  # raised behind the end: a stream that is ending is not to be cancelled
                     failure = error
         except grpc.RpcError as error:
             if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise ServingError(f"{self.url}: no word from the server {SERVER_GRACE_S:g} s after the request's own "
                                    "timeout; it hangs or cannot be reached") from None  # fmt: skip
-            raise ServingError(f"{self.url}: {error.details()}") from None
+            kind: Kind = "unavailable" if error.code() == grpc.StatusCode.UNAVAILABLE else "failed"
+            raise ServingError(f"{self.url}: {error.details()}", kind=kind) from None
         finally:
             call.cancel()
         if failure is not None:
             raise failure
         if not has_ended:
-            raise ServingError(f"{self.url}: the server ended the stream before the answer's end; ask again")
+            raise ServingError(
+                f"{self.url}: the server ended the stream before the answer's end; ask again", kind="unavailable"
+            )
 
     def _outputs_of(self, model: str) -> list[str]:
         if model not in self._outputs:
-            try:
-                answer = self._server.ModelMetadata(pb.ModelMetadataRequest(name=model), timeout=READY_TIMEOUT_S)
-            except grpc.RpcError as error:
-                raise ServingError(f"{self.url}: {model} does not say its outputs: {error.details()}") from None
+            answer = self._ask(self._server.ModelMetadata, pb.ModelMetadataRequest(name=model))
             self._outputs[model] = [output.name for output in answer.outputs]
         return self._outputs[model]
 
-    def _refusal(self, message: str) -> ServingError:
-        kind = _NotTakenError if any(text in message for text in NOT_TAKEN) else ServingError
-        return kind(f"{self.url}: {message}")
+    def _is_decoupled(self, model: str) -> bool:
+        if model not in self._decoupled:
+            answer = self._ask(self._server.ModelConfig, pb.ModelConfigRequest(name=model))
+            self._decoupled[model] = answer.config.model_transaction_policy.decoupled
+        return self._decoupled[model]
+
+    def _ask(self, method: Any, question: Any) -> Any:
+        """What a model is like; asked before a request is sent."""
+        try:
+            return method(question, timeout=READY_TIMEOUT_S)
+        except grpc.RpcError as error:
+            is_away = error.code() == grpc.StatusCode.UNAVAILABLE
+            raise ServingError(
+                f"{self.url}: {question.name} does not say what it takes and gives: {error.details()}",
+                kind="unavailable" if is_away else "failed",
+                was_taken=not is_away,
+            ) from None
 
     def __enter__(self) -> Client:
         return self
@@ -169,10 +204,11 @@ class Client:
 
 
 def _channel(url: str, ssl: bool, root_certificates: str | None) -> Any:
+    options = (*CHANNEL, *channel_options(url))
     if not ssl:
-        return grpc.insecure_channel(url, options=CHANNEL)
+        return grpc.insecure_channel(url, options=options)
     try:
         roots = Path(root_certificates).read_bytes() if root_certificates else None
     except OSError as error:
         raise ServingError(f"{root_certificates}: {error.strerror}; expected a file of PEM certificates") from None
-    return grpc.secure_channel(url, grpc.ssl_channel_credentials(roots), options=CHANNEL)
+    return grpc.secure_channel(url, grpc.ssl_channel_credentials(roots), options=options)

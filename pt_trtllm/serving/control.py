@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-CONTROL_HEADER = "pt-control-key"
-"""HTTP and gRPC header that opens the API that loads and unloads models."""
+HTTP_SOCKET, METRICS_SOCKET = "http", "metrics"
+"""Triton's own HTTP services listen on these, in the same folder: nobody but this user reaches them."""
 QUEUE_IS_FULL, IS_RESTARTED = "Exceeds maximum queue size", "the engine is being restarted"
-"""How refusals begin after which a request was certainly not taken: it may be sent again."""
+"""How refusals begin. TensorRT-LLM's users look for the first; programs look at the kind of the error instead."""
 ORDER = "drain"
 WAIT, END = "wait", "end"
 """Let what is running end by itself; end it where it is."""

@@ -39,20 +39,20 @@ def python_model(
     return config
 
 
-def core_model(*, max_batch_size: int, parameters: Mapping[str, str]) -> pb.ModelConfig:
+def core_model(*, max_batch_size: int, parameters: Mapping[str, str], decoupled: bool) -> pb.ModelConfig:
     """Our Python model over an MPI world."""
     return python_model(
         "tensorrt_llm",
         (*tensors.CORE_INPUTS, *tensors.CORE_PRIVATE_INPUTS),
-        (*tensors.CORE_OUTPUTS, *tensors.CORE_PRIVATE_OUTPUTS),
+        _outputs((*tensors.CORE_OUTPUTS, *tensors.CORE_PRIVATE_OUTPUTS), decoupled),
         max_batch_size=max_batch_size,
         parameters=parameters,
-        decoupled=True,
+        decoupled=decoupled,
     )
 
 
 def tensorrt_llm_core_model(
-    *, max_batch_size: int, parameters: Mapping[str, str], max_queue_size: int
+    *, max_batch_size: int, parameters: Mapping[str, str], decoupled: bool, max_queue_size: int
 ) -> pb.ModelConfig:
     """Triton's own C++ backend, which runs TensorRT-LLM engines."""
     config = python_model(
@@ -61,7 +61,7 @@ def tensorrt_llm_core_model(
         tensors.CORE_OUTPUTS,
         max_batch_size=max_batch_size,
         parameters=parameters,
-        decoupled=True,
+        decoupled=decoupled,
         backend="tensorrtllm",
     )
     config.dynamic_batching.default_queue_policy.max_queue_size = max_queue_size
@@ -100,22 +100,23 @@ def postprocessing_model(
 
 
 def bls_model(
-    *, max_batch_size: int, parameters: Mapping[str, str], instances: int, with_private: bool
+    *, max_batch_size: int, parameters: Mapping[str, str], instances: int, with_private: bool, decoupled: bool
 ) -> pb.ModelConfig:
     return python_model(
         "tensorrt_llm_bls",
         (*_ensemble_inputs(with_private), *tensors.BLS_EXTRA_INPUTS),
-        _ensemble_outputs(with_private),
+        _outputs(_ensemble_outputs(with_private), decoupled or not with_private),
         max_batch_size=max_batch_size,
         parameters=parameters,
-        decoupled=True,
+        decoupled=decoupled,
         instances=instances,
     )
 
 
-def ensemble_model(*, max_batch_size: int, with_private: bool) -> pb.ModelConfig:
-    """preprocessing, tensorrt_llm and postprocessing in a row."""
-    inputs, outputs = _ensemble_inputs(with_private), _ensemble_outputs(with_private)
+def ensemble_model(*, max_batch_size: int, with_private: bool, decoupled: bool) -> pb.ModelConfig:
+    """preprocessing, tensorrt_llm and postprocessing in a row. It is decoupled where a step is."""
+    inputs = _ensemble_inputs(with_private)
+    outputs = _outputs(_ensemble_outputs(with_private), decoupled or not with_private)
     config = pb.ModelConfig(name="ensemble", platform="ensemble", max_batch_size=max_batch_size)
     _declare(config, inputs, outputs)
     names = {tensor.name for tensor in inputs}
@@ -140,12 +141,12 @@ def ensemble_model(*, max_batch_size: int, with_private: bool) -> pb.ModelConfig
     for tensor in (*tensors.CORE_OUTPUTS, *tensors.CORE_PRIVATE_OUTPUTS):
         if tensor.name in public and (with_private or tensor.name not in private):
             step.output_map[tensor.name] = tensor.name
-    if with_private:
-        step.output_map.update({"text_piece": "_text_piece", "stream_id": "_stream_id"})
-
+    core = step
     step = _add_step(config, "postprocessing")
     if with_private:
-        step.input_map.update({"TEXT_PIECE": "_text_piece", "STREAM_ID": "_stream_id"})
+        core.output_map["text_piece"], step.input_map["TEXT_PIECE"] = "_text_piece", "_text_piece"
+        if decoupled:
+            core.output_map["stream_id"], step.input_map["STREAM_ID"] = "_stream_id", "_stream_id"
     else:
         step.input_map.update({"TOKENS_BATCH": "_output_ids", "SEQUENCE_LENGTH": "_sequence_length"})
     step.output_map["OUTPUT"] = "text_output"
@@ -168,6 +169,16 @@ def _ensemble_inputs(with_private: bool) -> tuple[Tensor, ...]:
 def _ensemble_outputs(with_private: bool) -> tuple[Tensor, ...]:
     hidden = set() if with_private else {*(t.name for t in tensors.END_OUTPUTS), "output_ids"}
     return tuple(tensor for tensor in tensors.ENSEMBLE_OUTPUTS if tensor.name not in hidden)
+
+
+def _outputs(declared: Iterable[Tensor], one_sample: bool) -> tuple[Tensor, ...]:
+    """Of one response: with one sample, as in a stream and always from TensorRT-LLM's core, or with all of them."""
+    if one_sample:
+        return tuple(declared)
+    return tuple(
+        dataclasses.replace(tensor, dims=(-1,)) if tensor.name in tensors.MANY_PER_PROMPT else tensor
+        for tensor in declared
+    )
 
 
 def _add_step(config: pb.ModelConfig, model: str) -> Any:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pt_trtllm.checkpoint.artifact import new_folder, read_json, write_manifest
-from pt_trtllm.config import problems_to_error
+from pt_trtllm.config import is_positive_int, problems_to_error
 from pt_trtllm.engine.bundle import open_bundle
 from pt_trtllm.errors import ConfigError, ServingError
 from pt_trtllm.runtime.scheduler import POLICIES
 from pt_trtllm.runtime.tokenizer import find_tokenizer
+from pt_trtllm.serving.tensors import MAX_LENGTH
 
 KIND = "model repository"
 TENSORRT_LLM = "tensorrt-llm"
@@ -37,6 +38,8 @@ class DeployOptions:
     postprocessing_instances: int = 1
     bls_instances: int = 4
     """Requests that `tensorrt_llm_bls` answers at the same time; each is a process."""
+    decoupled: bool = True
+    """Without, every request has one response: for unary clients; nothing streams."""
     step_timeout_s: float = 60.0
     """An engine that makes no progress for so long while it has work is restarted."""
     force: bool = False
@@ -95,12 +98,18 @@ def _configs(engine_dir: Path, tokenizer_dir: Path, options: DeployOptions, is_t
     text = {"tokenizer_dir": str(tokenizer_dir), "add_special_tokens": "true", "skip_special_tokens": "true"}
     tokens = _special_tokens(engine_dir)
     exclude = {"exclude_input_in_output": _flag(options.exclude_input_in_output)}
-    core = {"max_batch_size": batch, "parameters": _core_parameters(engine_dir, tokenizer_dir, options)}
+    core = {
+        "max_batch_size": batch,
+        "parameters": _core_parameters(engine_dir, tokenizer_dir, options),
+        "decoupled": options.decoupled,
+    }
     return {
         name: configs.to_text(config)
         for name, config in {
             "preprocessing": configs.preprocessing_model(
-                max_batch_size=batch, parameters={**text, **tokens}, instances=options.preprocessing_instances
+                max_batch_size=batch,
+                parameters={**text, **tokens, **_max_input_len(engine_dir)},
+                instances=options.preprocessing_instances,
             ),
             "tensorrt_llm": (
                 configs.core_model(**core)  # type: ignore[arg-type]
@@ -113,12 +122,15 @@ def _configs(engine_dir: Path, tokenizer_dir: Path, options: DeployOptions, is_t
                 instances=options.postprocessing_instances,
                 with_private=with_private,
             ),
-            "ensemble": configs.ensemble_model(max_batch_size=batch, with_private=with_private),
+            "ensemble": configs.ensemble_model(
+                max_batch_size=batch, with_private=with_private, decoupled=options.decoupled
+            ),
             "tensorrt_llm_bls": configs.bls_model(
                 max_batch_size=batch,
                 parameters={**text, **exclude, "core_makes_text": _flag(with_private)},
                 instances=options.bls_instances,
                 with_private=with_private,
+                decoupled=options.decoupled,
             ),
         }.items()
     }
@@ -128,6 +140,7 @@ def _core_parameters(engine_dir: Path, tokenizer_dir: Path, options: DeployOptio
     parameters = {
         "gpt_model_path": str(engine_dir),
         "gpt_model_type": "inflight_fused_batching",
+        MAX_LENGTH: str(_max_length(engine_dir)),
         "tokenizer_dir": str(tokenizer_dir),
         "batch_scheduler_policy": options.scheduler_policy,
         "enable_kv_cache_reuse": _flag(options.enable_block_reuse),
@@ -145,6 +158,13 @@ def _core_parameters(engine_dir: Path, tokenizer_dir: Path, options: DeployOptio
     return parameters
 
 
+def _max_length(engine_dir: Path) -> int:
+    """0 where the engine does not say."""
+    config = read_json(engine_dir / "config.json", "an engine")
+    length = (config.get("build_config") or {}).get("max_seq_len")
+    return length if isinstance(length, int) else 0
+
+
 def _special_tokens(engine_dir: Path) -> dict[str, str]:
     """`end_id` and `pad_id` of requests that name none."""
     pretrained = read_json(engine_dir / "config.json", "an engine").get("pretrained_config", {})
@@ -153,6 +173,14 @@ def _special_tokens(engine_dir: Path) -> dict[str, str]:
     end = end[0] if isinstance(end, list) and end else end
     ids = {"end_id": end, "pad_id": end if pad is None else pad}
     return {name: str(token) for name, token in ids.items() if isinstance(token, int)}
+
+
+def _max_input_len(engine_dir: Path) -> dict[str, str]:
+    """Tokens of the longest prompt, as far as the engine says."""
+    config = read_json(engine_dir / "config.json", "an engine")
+    limits = config.get("limits", config.get("build_config"))
+    longest = limits.get("max_input_len") if isinstance(limits, dict) else None
+    return {"max_input_len": str(longest)} if is_positive_int(longest) else {}
 
 
 def _is_tensorrt_llm(engine_dir: Path) -> bool:

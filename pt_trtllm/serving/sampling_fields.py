@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +22,10 @@ UNSUPPORTED = {
     "runtime_top_p_decay": "a decaying top_p",
 }
 """Inputs of the core that ask for what this engine cannot do, and what that is."""
-GUIDE_TYPES = {"json_schema": "guided_json", "regex": "guided_regex", "ebnf_grammar": "guided_grammar"}
-"""TensorRT-LLM's kinds of guides that come with a text, as our options."""
+GUIDE_TYPES = {"json_schema": "guided_json", "regex": "guided_regex", "ebnf_grammar": "guided_grammar",
+               "choice": "guided_choice"}  # fmt: skip
+"""Kinds of guides that come with a text, as our options. `choice`, a JSON list of texts, is our own; the others are
+TensorRT-LLM's."""
 ANY_JSON = '{"type": "object"}'
 
 
@@ -36,6 +39,10 @@ class Given:
     stop_ids: tuple[int, ...] = ()
     bad_ids: tuple[tuple[int, ...], ...] = ()
     bias: tuple[float, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    logit_bias: Any = None
+    """As it came, to be checked; so is `own_bad_ids`."""
+    own_bad_ids: Any = None
     guide: tuple[str, str] | None = None
     """guided_decoding_guide_type and guided_decoding_guide"""
 
@@ -61,8 +68,8 @@ def sampling_params(given: Given, eos_ids: tuple[int, ...], vocab_size: int) -> 
         "include_stop_str_in_output": bool(values.get("include_stop_str_in_output")),
         "stop": given.stop,
         "bad_words": given.bad_words,
-        "bad_words_ids": given.bad_ids if not given.bad_words else (),
-        "logit_bias": {token: bias for token, bias in enumerate(given.bias) if bias} or None,
+        "bad_words_ids": _bad_words_ids(given),
+        "logit_bias": _logit_bias(given),
         "logprobs": _logprobs(values),
     }
     ignore_eos, stop_token_ids = _end(values.get("end_id"), eos_ids, vocab_size)
@@ -70,7 +77,24 @@ def sampling_params(given: Given, eos_ids: tuple[int, ...], vocab_size: int) -> 
     for name, value in options.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{name} is {value}, expected a finite number")
-    return SamplingParams(**options, **_guided(given.guide), stop_token_ids=stop_token_ids + given.stop_ids)
+    return SamplingParams(
+        **options, **_guided(given.guide), stop_token_ids=stop_token_ids + given.stop_ids + given.stop_token_ids
+    )
+
+
+def _bad_words_ids(given: Given) -> Any:
+    """Words that came as text, too, are not taken a second time."""
+    tokens = given.bad_ids if not given.bad_words else ()
+    if given.own_bad_ids is None:
+        return tokens
+    return tokens + tuple(given.own_bad_ids) if isinstance(given.own_bad_ids, list) else given.own_bad_ids
+
+
+def _logit_bias(given: Given) -> Any:
+    bias = {token: value for token, value in enumerate(given.bias) if value}
+    if given.logit_bias is not None and bias:
+        raise ConfigError("embedding_bias and logit_bias are set, expected one of them")
+    return bias or given.logit_bias
 
 
 def _guided(guide: tuple[str, str] | None) -> dict[str, Any]:
@@ -84,6 +108,11 @@ def _guided(guide: tuple[str, str] | None) -> dict[str, Any]:
         raise ConfigError(f"guided_decoding_guide_type is {kind!r}, expected one of {['json', *GUIDE_TYPES]}")
     if not text:
         raise ConfigError(f"guided_decoding_guide is empty, expected the {kind}")
+    if kind == "choice":
+        try:
+            return {GUIDE_TYPES[kind]: json.loads(text)}
+        except (ValueError, RecursionError):
+            raise ConfigError(f"guided_decoding_guide is {text[:80]!r}, expected a JSON list of choices") from None
     return {GUIDE_TYPES[kind]: text}
 
 

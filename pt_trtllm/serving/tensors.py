@@ -48,8 +48,11 @@ ENSEMBLE_INPUTS = (
     *_row("INT32", "num_logprobs"),
     *_row("FP32", "min_p timeout_s priority"),
     *_row("BOOL", "ignore_eos include_stop_str_in_output"),
+    *_row("INT32", "stop_token_ids", (-1,)),
+    *_row("STRING", "logit_bias bad_words_ids"),
 )
-"""The last three rows are our own. `min_length` and `random_seed` are former names that older clients send."""
+"""The last five rows are our own; `logit_bias` and `bad_words_ids` are JSON.
+`min_length` and `random_seed` are former names that older clients send."""
 
 BLS_EXTRA_INPUTS = (*_row("INT32", "num_draft_tokens"), *_row("BOOL", "use_draft_logits"))
 
@@ -102,6 +105,8 @@ CORE_PRIVATE_INPUTS = (
     *_row("INT32", "num_logprobs"),
     *_row("FP32", "min_p timeout_s priority"),
     *_row("BOOL", "ignore_eos include_stop_str_in_output"),
+    *_row("INT32", "stop_token_ids", (-1,)),
+    *_row("STRING", "logit_bias bad_words_ids"),
     *_row("INT32", "min_length"),
     *_row("UINT64", "random_seed"),
     *_row("STRING", "prompt_text"),
@@ -115,7 +120,14 @@ CORE_OUTPUTS = (
     *LOGIT_OUTPUTS,
     *SCALAR_OUTPUTS,
 )
+MANY_PER_PROMPT = frozenset(
+    {tensor.name for tensor in (*SCALAR_OUTPUTS, *END_OUTPUTS)} - {"batch_index", "sequence_index"}
+)
+"""Outputs that have a value per sample, where one response carries all samples."""
 CORE_PRIVATE_OUTPUTS = (*END_OUTPUTS, Tensor("text_piece", "STRING", (-1,)), Tensor("stream_id", "STRING"))
+
+MAX_LENGTH = "max_seq_len"
+"""Parameter of the core, for whoever reads its configuration: tokens of prompt and answer together."""
 
 PREPROCESSING_INPUTS = (
     Tensor("QUERY", "STRING", required=True),

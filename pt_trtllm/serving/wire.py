@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 from tritonclient.grpc import service_pb2 as pb
-from tritonclient.utils import serialize_byte_tensor
+from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 from pt_trtllm.errors import ServingError
 from pt_trtllm.runtime.params import SamplingParams
+from pt_trtllm.serving.error_marks import read_mark
+from pt_trtllm.serving.sampling_fields import GUIDE_TYPES
 
 TENSOR_TYPES = {bool: ("BOOL", "?"), int: ("INT32", "<i4"), float: ("FP32", "<f4")}
 FLOATS = {"temperature", "top_p", "runtime_top_p", "min_p", "repetition_penalty", "presence_penalty",
@@ -21,9 +23,11 @@ FLOATS = {"temperature", "top_p", "runtime_top_p", "min_p", "repetition_penalty"
 SENDABLE = {
     "n", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
     "seed", "min_tokens", "ignore_eos", "stop", "include_stop_str_in_output", "bad_words", "logprobs",
+    "stop_token_ids", "logit_bias", "bad_words_ids", "guided_json", "guided_regex", "guided_grammar", "guided_choice",
 }  # fmt: skip
 INPUT_NAMES = {"n": "num_return_sequences", "stop": "stop_words", "logprobs": "num_logprobs"}
 CORE_INPUT_NAMES = {"top_k": "runtime_top_k", "top_p": "runtime_top_p"}
+GUIDE_KINDS = {option: kind for kind, option in GUIDE_TYPES.items()}
 READ = ("text_output", "text_piece", "output_ids", "finish_reason", "error_message")
 """Outputs that are read of every response, where the model has them: each of them costs time per token."""
 
@@ -75,7 +79,7 @@ def chunk(response: pb.ModelInferResponse) -> Chunk:
     raw = {output.name: data for output, data in zip(response.outputs, response.raw_output_contents, strict=True)}
     message = _text(raw.get("error_message"))
     if message:
-        raise ServingError(message)
+        raise read_mark(message).as_error()
     rows, ids, index = _text(raw.get("logprobs")), raw.get("output_ids"), raw.get("sequence_index")
     return Chunk(
         text=_text(raw.get("text_output", raw.get("text_piece"))),
@@ -84,6 +88,35 @@ def chunk(response: pb.ModelInferResponse) -> Chunk:
         finish_reason=_text(raw.get("finish_reason")) or None,
         logprobs=tuple(json.loads(rows)) if rows else None,
     )
+
+
+def ask_in_one(request: pb.ModelInferRequest, params: SamplingParams) -> None:
+    """Changes a request for a model that gives one response: nothing streams, and samples come side by side."""
+    for index, tensor in enumerate(request.inputs):
+        if tensor.name in ("stream", "streaming"):
+            request.raw_input_contents[index] = np.array(False).tobytes()
+    if params.n > 1:
+        _add(request, "return_num_output_tokens", *_array("return_num_output_tokens", True))
+        request.outputs.add(name="num_output_tokens")
+
+
+def samples(response: pb.ModelInferResponse) -> list[Chunk]:
+    """The whole answers of one response, [1, samples, ...]."""
+    raw = {output.name: data for output, data in zip(response.outputs, response.raw_output_contents, strict=True)}
+    texts = _texts(raw.get("text_output", raw.get("text_piece")))
+    reasons, logprobs = _texts(raw.get("finish_reason")), _texts(raw.get("logprobs"))
+    ids = np.frombuffer(raw.get("output_ids", b""), "<i4").reshape(len(texts), -1)
+    lengths = np.frombuffer(raw["num_output_tokens"], "<i4") if "num_output_tokens" in raw else [ids.shape[1]]
+    return [
+        Chunk(
+            text=text,
+            token_ids=tuple(ids[index, : lengths[index]].tolist()),
+            index=index,
+            finish_reason=reasons[index] if reasons else None,
+            logprobs=tuple(json.loads(logprobs[index])) if logprobs else None,
+        )
+        for index, text in enumerate(texts)
+    ]
 
 
 def _values(params: SamplingParams, timeout_s: float | None) -> dict[str, Any]:
@@ -97,7 +130,13 @@ def _values(params: SamplingParams, timeout_s: float | None) -> dict[str, Any]:
     unknown = sorted(set(changed) - SENDABLE)
     if unknown:
         raise ServingError(f"the server has no input for {', '.join(unknown)}; leave it out")
-    values = {INPUT_NAMES.get(name, name): value for name, value in changed.items()}
+    values = {INPUT_NAMES.get(name, name): value for name, value in changed.items() if name not in GUIDE_KINDS}
+    for name in ("logit_bias", "bad_words_ids"):
+        if name in values:
+            values[name] = [json.dumps(values[name])]
+    if params.guide is not None:
+        name, guide = params.guide
+        values |= {"guided_decoding_guide_type": [GUIDE_KINDS[name]], "guided_decoding_guide": [guide]}
     return values | {"exclude_input_in_output": True} | ({} if timeout_s is None else {"timeout_s": float(timeout_s)})
 
 
@@ -113,7 +152,9 @@ def _request(model: str, values: Mapping[str, Any], params: SamplingParams) -> p
 
 
 def _array(name: str, value: Any) -> tuple[str, Any]:
-    """(type, values): [1, 1], or [1, n] for lists of strings."""
+    """(type, values): [1, 1], or [1, n] for lists."""
+    if name == "stop_token_ids":
+        return "INT32", np.array([value], "<i4")
     if isinstance(value, (list, tuple)):
         return "BYTES", np.array([[text.encode() for text in value]], dtype=np.object_)
     if name == "seed":
@@ -125,6 +166,10 @@ def _array(name: str, value: Any) -> tuple[str, Any]:
 def _add(request: pb.ModelInferRequest, name: str, kind: str, values: Any) -> None:
     request.inputs.add(name=name, datatype=kind, shape=values.shape)
     request.raw_input_contents.append(serialize_byte_tensor(values).item() if kind == "BYTES" else values.tobytes())
+
+
+def _texts(raw: bytes | None) -> list[str]:
+    return [value.decode() for value in deserialize_bytes_tensor(raw).tolist()] if raw else []
 
 
 def _text(raw: bytes | None) -> str:

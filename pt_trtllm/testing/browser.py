@@ -23,7 +23,7 @@ FLAGS = (
     "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars",
     "--remote-debugging-port=0",
 )  # fmt: skip
-START_S, ANSWER_S = 180.0, 90.0
+START_S, ANSWER_S = 240.0, 240.0
 
 
 def find_browser() -> str | None:

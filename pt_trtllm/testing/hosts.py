@@ -112,7 +112,7 @@ class Hosts:
             listener.listen(1)
             answering = threading.Thread(target=_answer, args=(listener,), daemon=True)
             answering.start()
-            client.settimeout(10)
+            client.settimeout(120)
             client.connect(listener.getsockname())
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             times = []
@@ -121,7 +121,7 @@ class Hosts:
                 client.sendall(bytes(64))
                 client.recv(64, socket.MSG_WAITALL)
                 times.append(time.perf_counter() - start)
-        answering.join(10)
+        answering.join(120)
         return statistics.median(times)
 
     def _make(self) -> None:
@@ -242,7 +242,7 @@ def _remove_leftovers() -> None:
 
 
 def _run(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     if done.returncode:
         raise CommunicationError(f"{shlex.join(command)}: {done.stderr.strip()}")
     return done.stdout

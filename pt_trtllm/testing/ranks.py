@@ -11,7 +11,7 @@ from pt_trtllm.engine.bundle import open_bundle
 from pt_trtllm.runtime.launch import launch_command
 
 
-def run_jobs(world_size: int, jobs: Sequence[tuple[Path, Path]], timeout_s: float = 300.0) -> None:
+def run_jobs(world_size: int, jobs: Sequence[tuple[Path, Path]], timeout_s: float = 800.0) -> None:
     """(engine folder, job folder) each; a job folder holds `job.json`, results land beside it."""
     if not jobs:
         return

@@ -9,7 +9,7 @@ from collections.abc import Callable
 class ThreadExchange:
     """What `pt_trtllm.comm.exchange` asks for, between `size` threads."""
 
-    def __init__(self, size: int, timeout_s: float = 30.0) -> None:
+    def __init__(self, size: int, timeout_s: float = 240.0) -> None:
         self._barrier = threading.Barrier(size, timeout=timeout_s)
         self._slots = [b""] * size
 

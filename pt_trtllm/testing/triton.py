@@ -15,10 +15,13 @@ from pt_trtllm.engine.build import BuildOptions, build
 from pt_trtllm.engine.bundle import BuildLimits
 from pt_trtllm.processes import descendants
 from pt_trtllm.serving.repository import DeployOptions, deploy
-from pt_trtllm.serving.server import ServerOptions, TritonServer
+from pt_trtllm.serving.server import TritonServer
+from pt_trtllm.serving.server_options import ServerOptions
+
+EXAMPLE = Path(__file__).parents[2] / "examples/tiny-pt"
 
 
-class Served(Protocol):
+class RunningServer(Protocol):
     """A running server, whoever keeps it."""
 
     @property
@@ -26,9 +29,6 @@ class Served(Protocol):
 
     @property
     def metrics_url(self) -> str: ...
-
-
-EXAMPLE = Path(__file__).parents[2] / "examples/tiny-pt"
 
 
 def make_repository(folder: Path, *, world_size: int, limits: BuildLimits, options: DeployOptions) -> Path:
@@ -42,12 +42,12 @@ def make_repository(folder: Path, *, world_size: int, limits: BuildLimits, optio
 def start_server(repository: Path, *extra: str, exit_timeout_s: int = 20) -> TritonServer:
     """On free ports of this host."""
     options = ServerOptions(
-        grpc_port=0, http_port=0, metrics_port=0, load_timeout_s=240, exit_timeout_s=exit_timeout_s, extra=extra
+        grpc_port=0, http_port=0, metrics_port=0, load_timeout_s=600, exit_timeout_s=exit_timeout_s, extra=extra
     )
     return TritonServer(repository, options)
 
 
-def post(url: str, body: bytes | dict[str, Any], timeout_s: float = 60.0) -> tuple[int, str]:
+def post(url: str, body: bytes | dict[str, Any], timeout_s: float = 240.0) -> tuple[int, str]:
     """(status, body) of an HTTP POST, errors included."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     try:
@@ -61,14 +61,14 @@ def server_sent_events(body: str) -> list[dict[str, Any]]:
     return [json.loads(line.removeprefix("data: ")) for line in body.splitlines() if line.startswith("data: ")]
 
 
-def metrics(server: Served) -> dict[str, float]:
+def metrics(server: RunningServer) -> dict[str, float]:
     """Every sample of the metrics port, by its name and labels as written there."""
-    with urllib.request.urlopen(server.metrics_url, timeout=60) as response:
+    with urllib.request.urlopen(server.metrics_url, timeout=240) as response:
         lines = response.read().decode().splitlines()
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[:1] != "#")}
 
 
-def metric(server: Served, family: str, label: str | None = None) -> float:
+def metric(server: RunningServer, family: str, label: str | None = None) -> float:
     """The sum of a family's samples; only of those with this label value, where one is given."""
     return sum(
         value
@@ -84,7 +84,7 @@ def wait_until(condition: Any, timeout_s: float, what: str) -> None:
         time.sleep(0.05)
 
 
-def wait_until_quiet(server: Served, what: str, timeout_s: float = 90.0) -> None:
+def wait_until_quiet(server: RunningServer, what: str, timeout_s: float = 240.0) -> None:
     """Nothing runs, nothing waits, no block of the KV cache is in use: by gauges that were set from now on."""
     asked = time.time()
     zeros = [("nv_trt_llm_request_metrics", label) for label in ("active", "scheduled", "waiting")]
@@ -97,7 +97,7 @@ def wait_until_quiet(server: Served, what: str, timeout_s: float = 90.0) -> None
     wait_until(is_quiet, timeout_s, what)
 
 
-def ranks_of(server: Served) -> dict[int, int]:
+def ranks_of(server: RunningServer) -> dict[int, int]:
     """rank -> pid, of the worlds that this server's own models started."""
     return {rank: pid for pid in descendants(server.pid) for rank in _rank_of(pid)}
 

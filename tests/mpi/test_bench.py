@@ -37,7 +37,7 @@ def names(kind: Any) -> set[str]:
 def test_parallel_tracks_meet_every_d_layers_and_tensor_parallelism_twice_in_each(tmp_path: Path) -> None:
     files = ("--json", tmp_path / "report.json", "--html", tmp_path / "report.html", "--trace", tmp_path / "trace.json")
     options = ("--shape", "tiny", "--world_size", 2, "--sync-interval", 4, "--sync-interval", 8, "--repeats", 2)
-    done = check_cli("bench", *options, *SMALL, *files, env={"TMPDIR": str(tmp_path)}, timeout_s=300)
+    done = check_cli("bench", *options, *SMALL, *files, env={"TMPDIR": str(tmp_path)}, timeout_s=600)
     report = json.loads((tmp_path / "report.json").read_text())
     assert set(report) == names(Report)
     assert (report["complete"], report["repeats_done"]) == (True, 2)
@@ -99,7 +99,7 @@ def test_engine_folders_are_measured_and_what_was_measured_in_time_is_reported(t
     assert [engine.tpot_ms["2"].num_repeats for engine in report.engines] == [1, 1]
     data = tmp_path / "data.json"
     limits = ("--prompt-len", 8, "--output-len", 3, "--num-requests", 2, "--repeats", 1)
-    check_cli("bench", "--engine-dir", engines[1][1], *limits, "--json", data, timeout_s=300)
+    check_cli("bench", "--engine-dir", engines[1][1], *limits, "--json", data, timeout_s=600)
     (only,) = json.loads(data.read_text())["engines"]
     assert (only["name"], only["num_tracks"]) == ("engine1", 1)
 
@@ -113,14 +113,16 @@ def test_too_little_time_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "after_s", "prefix"),
-    [(signal.SIGTERM, 0, ()), (signal.SIGINT, 4, ()), (signal.SIGTERM, 4, BACKGROUND)],
+    ("models", "number", "after_s", "prefix"),
+    [("pt,tp", signal.SIGTERM, 0, ()), ("pt", signal.SIGINT, 3, ()), ("tp", signal.SIGTERM, 3, BACKGROUND)],
     ids=["SIGTERM while loading", "SIGINT while measuring", "SIGTERM to a background job while measuring"],
 )
 def test_an_interrupted_run_leaves_no_process_and_no_file(
-    tmp_path: Path, number: int, after_s: int, prefix: tuple[str, ...]
+    tmp_path: Path, models: str, number: int, after_s: int, prefix: tuple[str, ...]
 ) -> None:
     command = [*prefix, sys.executable, "-m", "pt_trtllm.cli.main", "bench", "--shape", "tiny", *map(str, SMALL)]
+    command += ["--models", models]
+    num_ranks = 2 * len(models.split(","))
     process = subprocess.Popen(
         [*command, "--repeats", "10000"],
         env={**os.environ, "TMPDIR": str(tmp_path)},
@@ -129,18 +131,18 @@ def test_an_interrupted_run_leaves_no_process_and_no_file(
         text=True,
     )
     try:
-        give_up = time.monotonic() + 120
-        while len(statuses := list(tmp_path.glob("pt-trtllm-*/rank*.status"))) < 4 and time.monotonic() < give_up:
+        give_up = time.monotonic() + 240
+        while len(statuses := list(tmp_path.glob("pt-trtllm-*/rank*.status"))) < num_ranks:
+            assert time.monotonic() < give_up, "the ranks did not start"
             assert process.poll() is None, process.stderr and process.stderr.read()
             time.sleep(0.1)
         pids = [json.loads(path.read_text())["pid"] for path in statuses]
         time.sleep(after_s)  # whatever it does by then, it ends in the same way
         process.send_signal(number)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=240)
     finally:
         process.kill()
         process.wait()
-    assert len(pids) == 4
     assert (process.returncode, out, err.strip()) == (130, "", "")
     assert not any(is_running(pid) for pid in pids)
     assert list(tmp_path.iterdir()) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -45,13 +46,15 @@ def engine(folder: Path, options: ConvertOptions) -> Path:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_it_continues_prompts_as_the_reference_does(tmp_path: Path, world_size: int) -> None:
-    folder = engine(tmp_path, ConvertOptions(dtype="float32", world_size=world_size))
+def test_it_continues_prompts_as_the_reference_does(
+    example_engines: dict[int, Path], example_llm: LLM, world_size: int
+) -> None:
+    folder = example_engines[world_size]
     tokenizer = Tokenizer(folder / "tokenizer")
     cases = REFERENCE["cases"]
     assert [tokenizer.encode(case["prompt"]) for case in cases] == [case["input_ids"] for case in cases]
     params = [SamplingParams(max_tokens=len(case["output_ids"]), ignore_eos=True) for case in cases]
-    with LLM(folder) as llm:
+    with contextlib.nullcontext(example_llm) if world_size == 2 else LLM(folder) as llm:
         outputs = [result.outputs[0] for result in llm.generate([case["prompt"] for case in cases], params)]
     assert [list(output.token_ids) for output in outputs] == [case["output_ids"] for case in cases]
     assert [output.text for output in outputs] == [tokenizer.decode(case["output_ids"]) for case in cases]

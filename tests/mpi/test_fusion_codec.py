@@ -53,7 +53,7 @@ def runs(engine: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Coding,
     Job(requests=tuple(Request(prompt_ids=tuple(p), params=params, context_logits=True) for p in PROMPTS)).write(folder)
     program = Path(__file__).with_name("fusion_codec_ranks.py")
     command = [*launch_command(4), sys.executable, str(program), str(engine), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=170, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=800, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     results: list[dict[str, Any]] = json.loads((folder / "results.json").read_text())
     runs = {}

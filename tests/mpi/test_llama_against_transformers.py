@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from pt_trtllm.cli.main import cli
-from pt_trtllm.testing.cli import check_cli
+from pt_trtllm.checkpoint.convert import ConvertOptions, convert
+from pt_trtllm.engine.build import BuildOptions, build
+from pt_trtllm.engine.bundle import BuildLimits
+from pt_trtllm.runtime.request import Request
+from pt_trtllm.runtime.sampling import SamplingParams
+from pt_trtllm.testing.jobs import Job, read_context_logits
 from pt_trtllm.testing.numeric import FLOAT32_LOGITS, assert_close, relative_error
+from pt_trtllm.testing.ranks import run_jobs
 
 pytestmark = pytest.mark.mpi
 
 NUM_LAYERS, MAX_NEW_TOKENS = 2, 8
+WORLD_SIZES = (1, 2)
 TINY: dict[str, Any] = {
     "vocab_size": 97, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": NUM_LAYERS,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
@@ -108,12 +112,10 @@ def logits_of(model: Any, prompts: list[list[int]]) -> list[torch.Tensor]:
     return [model(torch.tensor([prompt])).logits[0] for prompt in prompts]
 
 
-@pytest.fixture(scope="module", params=CASES)
-def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    case = CASES[request.param]
+def make_reference(case: Case, folder: Path) -> Reference:
     generator = torch.Generator().manual_seed(2)
     prompts = [torch.randint(97, (length,), generator=generator).tolist() for length in (37, 1, 22)]
-    model, folder = make_model(case, {}), tmp_path_factory.mktemp(request.param)
+    model = make_model(case, {})
     model.save_pretrained(folder)
     continuations = []
     for prompt in prompts:
@@ -131,40 +133,51 @@ def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     )
 
 
-def cli_in_process(*args: str | Path | int) -> None:
-    """Spares a start of Python and torch; `run` gets processes of its own."""
-    cli.main([str(arg) for arg in args], standalone_mode=False)
+@pytest.fixture(scope="module")
+def references(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reference]:
+    folder = tmp_path_factory.mktemp("references")
+    return {name: make_reference(case, folder / name) for name, case in CASES.items()}
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.fixture(scope="module")
+def jobs(references: dict[str, Reference], tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Path]:
+    """The folders of the answers. All cases of one world size run in one world."""
+    base = tmp_path_factory.mktemp("jobs")
+    folders = {(name, size): base / f"{name}-{size}" for size in WORLD_SIZES for name in CASES}
+    params, limits = SamplingParams(max_tokens=MAX_NEW_TOKENS), BuildLimits(max_seq_len=64)
+    for (name, size), folder in folders.items():
+        source, prompts = references[name].folder, references[name].prompts
+        convert(source, folder / "checkpoint", ConvertOptions(source="llama", world_size=size, dtype="float32"))
+        build(folder / "checkpoint", folder / "engine", BuildOptions(limits=limits))
+        requests = [Request(prompt_ids=tuple(ids), params=params, context_logits=True) for ids in prompts]
+        Job(requests=tuple(requests)).write(folder)
+    for world_size in WORLD_SIZES:
+        own = [folder for (_, size), folder in folders.items() if size == world_size]
+        run_jobs(world_size, [(folder / "engine", folder) for folder in own])
+    return folders
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+@pytest.mark.parametrize("name", CASES)
 def test_logits_and_greedy_continuations_equal_those_of_transformers(
-    reference: Reference, world_size: int, tmp_path: Path
+    references: dict[str, Reference], jobs: dict[tuple[str, int], Path], name: str, world_size: int
 ) -> None:
-    checkpoint, engine = tmp_path / "checkpoint", tmp_path / "engine"
-    cli_in_process(
-        "convert", "--model-dir", reference.folder, "--output-dir", checkpoint, "--source", "llama",
-        "--world-size", world_size, "--dtype", "float32",
-    )  # fmt: skip
-    cli_in_process("build", "--checkpoint-dir", checkpoint, "--output-dir", engine, "--max-seq-len", 64)
-    logits_path, output_path = tmp_path / "logits.safetensors", tmp_path / "output.json"
-    check_cli(
-        "run", "--engine-dir", engine, "--input-ids", json.dumps(reference.prompts),
-        "--max-new-tokens", MAX_NEW_TOKENS, "--context-logits", logits_path, "--output-json", output_path,
-    )  # fmt: skip
-
-    logits, output = load_file(logits_path), json.loads(output_path.read_text())
+    reference, folder = references[name], jobs[name, world_size]
+    logits, results = read_context_logits(folder / "context_logits.safetensors"), Job.read_results(folder)
     assert len(logits) == len(reference.prompts)
     for index, expected in enumerate(reference.logits):
         assert_close(logits[str(index)], expected, FLOAT32_LOGITS, f"logits of prompt {index}")
-    assert [answer["output_ids"] for answer in output["outputs"]] == reference.continuations
+    assert [output["output_ids"] for output in results["outputs"]] == reference.continuations
     split = world_size > 1
-    assert output["stats"]["world_size"] == world_size
-    assert output["stats"]["sync_points_per_forward"] == {
+    assert results["stats"]["world_size"] == world_size
+    assert results["stats"]["sync_points_per_forward"] == {
         "track_fusion": 0,
         "tensor_parallel": 2 * NUM_LAYERS * split,
         "logits": int(split),
     }
 
 
-def test_the_feature_of_a_case_changes_the_logits(reference: Reference) -> None:
+@pytest.mark.parametrize("name", CASES)
+def test_the_feature_of_a_case_changes_the_logits(references: dict[str, Reference], name: str) -> None:
+    reference = references[name]
     assert relative_error(reference.logits_without[0], reference.logits[0]) > 100 * FLOAT32_LOGITS

@@ -9,16 +9,12 @@ from pathlib import Path
 import pytest
 
 from pt_trtllm import LLM, RuntimeOptions, SamplingParams
-from pt_trtllm.checkpoint.convert import ConvertOptions, convert
-from pt_trtllm.engine.build import BuildOptions, build
-from pt_trtllm.engine.bundle import BuildLimits
 from pt_trtllm.errors import ConfigError
 from pt_trtllm.runtime.speculative.config import SpeculativeConfig
 from pt_trtllm.testing.cli import check_cli, refusal
 
 pytestmark = pytest.mark.mpi
 
-EXAMPLE = Path(__file__).parents[2] / "examples/tiny-pt"
 SCHEMA = {
     "type": "object",
     "properties": {"who": {"enum": ["Darcy", "Bingley"]}, "age": {"type": "integer", "minimum": 0, "maximum": 99}},
@@ -33,18 +29,13 @@ PARAMS = [
 PROMPTS = ["The gentleman is ", "And then", "Was it true? ", "It is a truth"]
 
 
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("guided")
-    convert(EXAMPLE, folder / "c", ConvertOptions(world_size=2, dtype="float32"))
-    build(folder / "c", folder / "e", BuildOptions(limits=BuildLimits(max_batch_size=4, max_seq_len=128)))
-    return folder / "e"
-
-
-def test_answers_keep_to_their_guides_with_and_without_guesses(engine: Path) -> None:
+def test_answers_keep_to_their_guides_with_and_without_guesses(
+    example_llm: LLM, example_engines: dict[int, Path]
+) -> None:
     found = []
-    for options in (RuntimeOptions(), RuntimeOptions(speculative=SpeculativeConfig(method="ngram"))):
-        with LLM(engine, options=options) as llm:
+    guessing = RuntimeOptions(speculative=SpeculativeConfig(method="ngram"))
+    with LLM(example_engines[2], options=guessing) as with_guesses:
+        for llm in (example_llm, with_guesses):
             found.append([result.outputs[0] for result in llm.generate(PROMPTS, PARAMS)])
             with pytest.raises(ConfigError, match="guided_regex is not valid"):
                 llm.generate("x", SamplingParams(guided_regex="("))
@@ -58,7 +49,8 @@ def test_answers_keep_to_their_guides_with_and_without_guesses(engine: Path) -> 
     assert [out.token_ids for out in found[0]] == [out.token_ids for out in found[1]]
 
 
-def test_the_command_line_guides(engine: Path, tmp_path: Path) -> None:
+def test_the_command_line_guides(example_engines: dict[int, Path], tmp_path: Path) -> None:
+    engine = example_engines[1]
     (tmp_path / "schema.json").write_text(json.dumps(SCHEMA))
     done = check_cli(
         "run", "--engine-dir", engine, "--prompt", "He: ", "--guided-json", f"@{tmp_path}/schema.json",

@@ -6,15 +6,12 @@ import asyncio
 import itertools
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pt_trtllm import LLM, SamplingParams
-from pt_trtllm.checkpoint.convert import ConvertOptions, convert
-from pt_trtllm.engine.build import BuildOptions, build
 from pt_trtllm.errors import ConfigError
 from pt_trtllm.runtime.outputs import CompletionOutput, RequestOutput
 from pt_trtllm.testing.cli import check_cli, refusal
@@ -27,17 +24,14 @@ GREEDY = SamplingParams(max_tokens=24, ignore_eos=True)
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("sampling")
-    convert(EXAMPLE, folder / "checkpoint", ConvertOptions(dtype="float32", world_size=2))
-    build(folder / "checkpoint", folder / "engine", BuildOptions())
-    return folder / "engine"
+def engine(example_engines: dict[int, Path]) -> Path:
+    """What the command line does with options is the same over any number of ranks."""
+    return example_engines[1]
 
 
 @pytest.fixture(scope="module")
-def llm(engine: Path) -> Iterator[LLM]:
-    with LLM(engine) as running:
-        yield running
+def llm(example_llm: LLM) -> LLM:
+    return example_llm
 
 
 @pytest.fixture(scope="module")
@@ -130,19 +124,19 @@ def test_logprobs_agree_with_the_logits(llm: LLM) -> None:
     assert math.isfinite(total)
 
 
-def test_parallel_samples_share_their_prompt_and_have_seeds_of_their_own(engine: Path) -> None:
+def test_parallel_samples_share_their_prompt_and_have_seeds_of_their_own(llm: LLM) -> None:
     prompt = [(7 * i) % 2000 + 3 for i in range(100)]
     params = SamplingParams(max_tokens=8, ignore_eos=True, temperature=1.0, seed=3, n=4)
-    with LLM(engine) as llm:
-        (result,) = llm.generate([prompt], params)
-        assert llm.stats()["reused_tokens"] == 3 * 96
-        (alone,) = llm.generate([prompt], params.samples()[0])
-        (again,) = llm.generate([prompt], params)
+    before = llm.stats()["reused_tokens"]
+    (result,) = llm.generate([prompt], params)
+    assert llm.stats()["reused_tokens"] - before == 3 * 96
+    (alone,) = llm.generate([prompt], params.samples()[0])
+    (again,) = llm.generate([prompt], params)
 
-        async def last() -> RequestOutput:
-            return [output async for output in llm.generate_async(prompt, params)][-1]
+    async def last() -> RequestOutput:
+        return [output async for output in llm.generate_async(prompt, params)][-1]
 
-        streamed = asyncio.run(last())
+    streamed = asyncio.run(last())
     assert [output.index for output in result.outputs] == [0, 1, 2, 3]
     assert len({output.token_ids for output in result.outputs}) == 4
     assert result.outputs == again.outputs == streamed.outputs
@@ -152,8 +146,8 @@ def test_parallel_samples_share_their_prompt_and_have_seeds_of_their_own(engine:
 def test_what_needs_a_tokenizer_or_lies_outside_is_refused(llm: LLM) -> None:
     with pytest.raises(ConfigError, match="logit_bias has token id 2048, outside the vocabulary of 2048"):
         ask(llm, logit_bias={2048: 1.0})
-    with pytest.raises(ConfigError, match="bad_words_ids has token id -1"):
-        ask(llm, bad_words_ids=[[3, -1]])
+    with pytest.raises(ConfigError, match="bad_words_ids has token id 2049"):
+        ask(llm, bad_words_ids=[[3, 2049]])
 
 
 def test_the_command_line_has_the_options_and_adds_keys_only_when_asked(engine: Path, tmp_path: Path) -> None:
@@ -189,3 +183,36 @@ def test_lines_of_the_wrong_type_are_named(engine: Path, tmp_path: Path) -> None
     assert "in.jsonl:2: sampling options: " in line
     assert "temperature is 'hot', expected a number" in line
     assert "top_k is True, expected a whole number" in line
+
+
+AMBIGUOUS = "start: e\ne: e e | e e e | e e e e | f f | /[a-z ]/\nf: e e | f f | /[a-z ]/"
+
+
+def test_a_request_that_fails_leaves_its_company_alone(llm: LLM, plain: CompletionOutput) -> None:
+    """One that fails in mid-answer, and some that are refused, in batches with others."""
+
+    async def last(**options: Any) -> CompletionOutput:
+        params = SamplingParams(**{"max_tokens": 24, "ignore_eos": True, **options})
+        answer = None
+        async for output in llm.generate_async(PROMPT, params):
+            answer = output.outputs[0]
+        assert answer is not None
+        return answer
+
+    async def together() -> list[CompletionOutput | BaseException]:
+        hostile: list[dict[str, Any]] = [{"guided_grammar": AMBIGUOUS}, {"guided_regex": "("}]
+        questions = [last(), *(last(**options) for options in hostile), last()]
+        return await asyncio.gather(*questions, return_exceptions=True)
+
+    first, ambiguous, malformed, second = asyncio.run(together())
+    assert first == second == plain
+    assert isinstance(ambiguous, ConfigError)
+    assert "the grammar is too ambiguous to follow" in str(ambiguous)
+    assert isinstance(malformed, ConfigError)
+    assert "guided_regex is not valid" in str(malformed)
+    with pytest.raises(ConfigError, match=r"repetition_penalty is 1e-39, expected 0.01 to 100"):
+        ask(llm, repetition_penalty=1e-39)
+    with pytest.raises(ConfigError, match=r"stop_token_ids is .*, expected a list of token ids"):
+        ask(llm, stop_token_ids=[-1_000_000], min_tokens=3)
+    assert ask(llm) == plain
+    assert llm.stats()["kv_blocks_used"] == 0

@@ -22,6 +22,7 @@ from pt_trtllm.testing.processes import wait_until_gone
 pytestmark = pytest.mark.mpi
 
 EXAMPLE = Path(__file__).parents[2] / "examples/tiny-pt"
+Texts = list[tuple[str | None, tuple[int, ...]]]
 PROMPTS = ["It is a truth", "She had never been so", "The evening was", "My dear Mr. Bennet,"]
 PARAMS = [
     SamplingParams(max_tokens=24),
@@ -36,36 +37,27 @@ WAYS: dict[str, dict[str, Any]] = {
     "a draft on a rank of its own": {"method": "draft", "draft_engine_dir": "coarse1", "draft_placement": "own_ranks"},
     "a draft on ranks of its own": {"method": "draft", "draft_engine_dir": "coarse2", "draft_placement": "own_ranks"},
 }
+OWN_RANKS = {"a draft on a rank of its own": 1, "a draft on ranks of its own": 2}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Engines of the example for 1 and 2 ranks, and the same with int4 weights to guess with."""
+    """The example for 1 and 2 ranks with int4 weights, to guess with."""
     folder = tmp_path_factory.mktemp("engines")
-    for name, ranks, quantization in (
-        ("1", 1, "none"),
-        ("2", 2, "none"),
-        ("coarse1", 1, "int4_wo"),
-        ("coarse2", 2, "int4_wo"),
-    ):
-        convert(
-            EXAMPLE,
-            folder / f"c{name}",
-            ConvertOptions(
-                world_size=ranks, dtype="float32", quantization=Quantization(method=quantization, group_size=32)
-            ),
-        )
-        build(folder / f"c{name}", folder / name, BuildOptions(limits=BuildLimits(max_batch_size=4, max_seq_len=128)))
+    quantization, limits = Quantization(method="int4_wo", group_size=32), BuildLimits(max_batch_size=4, max_seq_len=128)
+    for ranks in (1, 2):
+        options = ConvertOptions(world_size=ranks, dtype="float32", quantization=quantization)
+        convert(EXAMPLE, folder / f"c{ranks}", options)
+        build(folder / f"c{ranks}", folder / f"coarse{ranks}", BuildOptions(limits=limits))
     return folder
 
 
 @pytest.fixture(scope="module")
-def plain(folder: Path) -> list[tuple[str | None, tuple[int, ...]]]:
-    with LLM(folder / "2") as llm:
-        return texts(llm)
+def plain(example_llm: LLM) -> Texts:
+    return texts(example_llm)
 
 
-def texts(llm: LLM) -> list[tuple[str | None, tuple[int, ...]]]:
+def texts(llm: LLM) -> Texts:
     return [(result.outputs[0].text, result.outputs[0].token_ids) for result in llm.generate(PROMPTS, PARAMS)]
 
 
@@ -77,25 +69,27 @@ def speculative(folder: Path, way: str) -> RuntimeOptions:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_answers_are_those_of_plain_decoding(
-    folder: Path, plain: list[tuple[str | None, tuple[int, ...]]], way: str
+def test_answers_are_those_of_plain_decoding_and_nobody_is_left(
+    folder: Path, example_engines: dict[int, Path], plain: Texts, way: str
 ) -> None:
-    with LLM(folder / "2", options=speculative(folder, way)) as llm:
+    with LLM(example_engines[2], options=speculative(folder, way)) as llm:
         assert texts(llm) == plain
-        stats = llm.stats()
+        stats, children = llm.stats(), draft_ranks(folder)
+    assert len(children) == OWN_RANKS.get(way, 0)
+    wait_until_gone(children)
     assert stats["kv_blocks_used"] == 0
     assert stats["accepted_tokens"] <= stats["drafted_tokens"]
     if not way.endswith("own"):  # guesses from elsewhere may come too late to be used
         assert stats["accepted_tokens"] > 0
 
 
-def test_one_rank_and_a_draft_of_its_own(folder: Path, plain: list[tuple[str | None, tuple[int, ...]]]) -> None:
-    with LLM(folder / "1", options=speculative(folder, "a draft on a rank of its own")) as llm:
+def test_one_rank_and_a_draft_of_its_own(folder: Path, example_engines: dict[int, Path], plain: Texts) -> None:
+    with LLM(example_engines[1], options=speculative(folder, "a draft on a rank of its own")) as llm:
         assert texts(llm) == plain
 
 
-def test_a_draft_that_dies_holds_nothing_up(folder: Path, plain: list[tuple[str | None, tuple[int, ...]]]) -> None:
-    with LLM(folder / "2", options=speculative(folder, "a draft on ranks of its own")) as llm:
+def test_a_draft_that_dies_holds_nothing_up(folder: Path, example_engines: dict[int, Path], plain: Texts) -> None:
+    with LLM(example_engines[2], options=speculative(folder, "a draft on ranks of its own")) as llm:
         children = draft_ranks(folder)
         assert len(children) == 2
         os.kill(children[0], signal.SIGKILL)
@@ -104,32 +98,28 @@ def test_a_draft_that_dies_holds_nothing_up(folder: Path, plain: list[tuple[str 
     wait_until_gone(children)
 
 
-def test_closing_ends_the_drafts_ranks_too(folder: Path) -> None:
-    with LLM(folder / "2", options=speculative(folder, "a draft on ranks of its own")):
-        children = draft_ranks(folder)
-    assert len(children) == 2
-    wait_until_gone(children)
-
-
 def draft_ranks(folder: Path) -> list[int]:
-    """Processes that run the coarse engine of two ranks, launchers aside."""
+    """Processes that run a coarse engine by itself, launchers aside."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
         except OSError:
             continue
-        if str(folder / "coarse2") in words and words[1:2] == ["-m"]:
+        if words[1:2] == ["-m"] and {str(folder / "coarse1"), str(folder / "coarse2")} & set(words):
             found.append(int(entry.name))
     return found
 
 
-def test_the_command_line_says_how_many_guesses_were_right(folder: Path, tmp_path: Path) -> None:
+def test_the_command_line_says_how_many_guesses_were_right(
+    folder: Path, example_engines: dict[int, Path], tmp_path: Path
+) -> None:
+    engine = example_engines[1]
     done = check_cli(
-        "run", "--engine-dir", folder / "2", "--prompt", PROMPTS[0], "--max-new-tokens", 24, "--speculative", "draft",
+        "run", "--engine-dir", engine, "--prompt", PROMPTS[0], "--max-new-tokens", 24, "--speculative", "draft",
         "--draft-engine-dir", folder / "coarse1", "--max-draft-len", 3, "--output-json", tmp_path / "o.json",
     )  # fmt: skip
     stats = json.loads((tmp_path / "o.json").read_text())["stats"]
     assert f"{stats['accepted_tokens']} of {stats['drafted_tokens']} guesses right" in done.stderr
-    line = refusal("run", "--engine-dir", folder / "2", "--prompt", "x", "--draft-engine-dir", folder / "coarse1")
+    line = refusal("run", "--engine-dir", engine, "--prompt", "x", "--draft-engine-dir", folder / "coarse1")
     assert "--draft-engine-dir was given; it needs --speculative draft" in line

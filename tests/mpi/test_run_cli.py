@@ -8,8 +8,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ import pytest
 from safetensors.torch import load_file
 
 from pt_trtllm.testing.cases import BASE
-from pt_trtllm.testing.cli import check_cli, refusal
+from pt_trtllm.testing.cli import StartedCli, check_cli, refusal
 from pt_trtllm.testing.numeric import FLOAT32_LOGITS, assert_close
 from pt_trtllm.testing.processes import wait_until_gone
 from pt_trtllm.testing.reference import NUM_NEW_TOKENS, Reference, make_reference
@@ -93,7 +91,7 @@ def test_requests_of_a_file_keep_their_own_options(engines: dict[int, Path], tmp
     ]
     (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     check_cli(
-        "run", "--engine-dir", engines[2], "--input-file", tmp_path / "in.jsonl", "--output-json", tmp_path / "out.json"
+        "run", "--engine-dir", engines[1], "--input-file", tmp_path / "in.jsonl", "--output-json", tmp_path / "out.json"
     )
     ids = [output["output_ids"] for output in json.loads((tmp_path / "out.json").read_text())["outputs"]]
     assert [len(row) for row in ids] == [2, 6, 6, 6]
@@ -104,11 +102,9 @@ class Running:
     """`pt-trtllm run` with an answer that takes minutes, and the process ids of its ranks."""
 
     def __init__(self, engine: Path, world_size: int, tmp_path: Path, **env: str) -> None:
-        command = [sys.executable, "-m", "pt_trtllm.cli.main", "run", "--engine-dir", str(engine)]
-        command += ["--input-ids", "[[1,2,3]]", "--max-new-tokens", "50000", "--ignore-eos"]
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, "TMPDIR": str(tmp_path), **env},
+        self.process = StartedCli(
+            "run", "--engine-dir", engine, "--input-ids", "[[1,2,3]]", "--max-new-tokens", 50000, "--ignore-eos",
+            env={"TMPDIR": str(tmp_path), **env},
         )  # fmt: skip
         self.tmp_path, self.world_size = tmp_path, world_size
         self.pids: dict[int, int] = {}
@@ -121,22 +117,22 @@ class Running:
         time.sleep(1.0)  # into the middle of the answer
 
     def _pid(self, rank: int) -> int:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while time.monotonic() < deadline:
             for path in self.tmp_path.glob(f"pt-trtllm-*/rank{rank}.status"):
                 log = path.with_name("launcher.log")
                 if log.is_file() and _is_generating(path.parent, self.world_size):
                     status: dict[str, Any] = json.loads(path.read_text())
                     return int(status["pid"])
-            assert self.process.poll() is None, self.process.communicate()
+            assert self.process.poll() is None, self.process.wait()
             time.sleep(0.05)
         raise AssertionError("the ranks did not start")
 
     def outcome(self) -> str:
         """The last line on stderr, once the command has ended."""
-        _, stderr = self.process.communicate(timeout=120)
-        assert self.process.returncode == 1, stderr
-        (line,) = [line for line in stderr.splitlines() if line.strip()]
+        done = self.process.wait()
+        assert done.returncode == 1, done.stderr
+        (line,) = [line for line in done.stderr.splitlines() if line.strip()]
         return line
 
     def close(self) -> None:
@@ -145,8 +141,7 @@ class Running:
             for pid in self.pids.values():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)  # it may be stopped
-            self.process.terminate()
-            self.process.communicate(timeout=60)
+        self.process.__exit__()
 
     def __enter__(self) -> Running:
         return self
@@ -175,7 +170,7 @@ def test_a_killed_rank_ends_the_others_and_is_named(engines: dict[int, Path], tm
 
 
 def test_a_rank_that_hangs_is_named_after_the_time_limit(engines: dict[int, Path], tmp_path: Path) -> None:
-    with Running(engines[2], 2, tmp_path, PT_COMM_TIMEOUT_S="5", PT_LOAD_TIMEOUT_S="30") as running:
+    with Running(engines[2], 2, tmp_path, PT_COMM_TIMEOUT_S="15", PT_LOAD_TIMEOUT_S="120") as running:
         os.kill(running.pids[1], signal.SIGSTOP)
         line = running.outcome()
     assert re.search(r"rank 0 waited \d", line)
@@ -189,8 +184,7 @@ def test_interrupting_the_command_ends_its_ranks(
 ) -> None:
     with Running(engines[2], 2, tmp_path) as running:
         running.process.send_signal(number)
-        running.process.communicate(timeout=120)
-    assert running.process.returncode == 130
+        assert running.process.wait().returncode == 130
     wait_until_gone(list(running.pids.values()))
     assert list(tmp_path.glob("pt-trtllm-*")) == []
 

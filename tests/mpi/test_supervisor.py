@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import queue
+import signal
+import tempfile
 import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +21,10 @@ from pt_trtllm import SamplingParams
 from pt_trtllm.bench.shapes import SHAPES, ShapeOptions, make_engines
 from pt_trtllm.engine.bundle import BuildLimits
 from pt_trtllm.errors import PtError
+from pt_trtllm.processes import command_line, descendants
 from pt_trtllm.runtime.request import Request
 from pt_trtllm.serving.supervisor import EngineSettings, EngineSupervisor, Unavailable
+from pt_trtllm.testing.processes import wait_until_gone
 
 pytestmark = pytest.mark.mpi
 
@@ -22,18 +32,84 @@ LONG_PROMPT = 32_000
 """Tokens of one step that takes a minute of a core: attention looks at each pair of them."""
 STEP_TIMEOUT_S = 10.0
 """Short beside that step, long beside any pause of a short one."""
+CHUNK, MANY_CHUNKS_TIMEOUT_S = 8, 2.0
+"""Tokens of a step that takes some milliseconds, and a time for hundreds of them."""
 SOON_S = 120.0
 
 
-def ask(engine: EngineSupervisor, length: int) -> Any:
-    """The last event of a request: how it ended."""
-    events: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    request = Request(prompt_ids=tuple(index % 256 for index in range(length)), params=SamplingParams(max_tokens=2))
-    engine.submit([(request, events)])
+@dataclass
+class Watched:
+    """An engine, and what its owner hears of it; this owner fails whenever it hears something."""
+
+    engine_dir: Path
+    engine: EngineSupervisor = field(init=False)
+    changes: list[tuple[bool, str]] = field(default_factory=list)
+
+    def on_change(self, is_ready: bool, reason: str) -> None:
+        self.changes.append((is_ready, reason))
+        raise RuntimeError("whoever listens has a mistake")
+
+    def ranks(self) -> list[int]:
+        return [pid for pid in descendants(os.getpid()) if os.fsencode(self.engine_dir) in command_line(pid)]
+
+    def wait_until_back(self) -> None:
+        wait_until(lambda: bool(self.changes) and self.changes[-1][0], "the engine is back")
+        assert not isinstance(ask(self.engine, 4), BaseException)
+        assert self.engine.num_in_flight == 0
+
+
+@contextlib.contextmanager
+def watched(folder: Path, limits: BuildLimits, step_timeout_s: float) -> Iterator[Watched]:
+    ((_, engine_dir),) = make_engines(ShapeOptions(shape=SHAPES["tiny"], models=("one",), world_size=1), limits, folder)
+    owner = Watched(engine_dir)
+    settings = EngineSettings(engine_dir=engine_dir, step_timeout_s=step_timeout_s)
+    owner.engine = EngineSupervisor(settings, owner.on_change)
+    try:
+        yield owner
+    finally:
+        owner.engine.close()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    limits = BuildLimits(max_batch_size=2, max_seq_len=LONG_PROMPT + 8, max_num_tokens=LONG_PROMPT)
+    with watched(tmp_path_factory.mktemp("shared"), limits, STEP_TIMEOUT_S) as owner:
+        yield owner
+
+
+@pytest.fixture
+def owner(shared: Watched) -> Iterator[Watched]:
+    """Runs, and is left running."""
+    shared.changes.clear()
+    yield shared
+    assert not isinstance(ask(shared.engine, 4), BaseException)
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + SOON_S
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {SOON_S:g} s: {what}"
+        time.sleep(0.01)
+
+
+def request_of(length: int, first: int = 0, max_tokens: int = 2) -> Request:
+    prompt = tuple((first + index) % 256 for index in range(length))
+    return Request(prompt_ids=prompt, params=SamplingParams(max_tokens=max_tokens, ignore_eos=True))
+
+
+def last_event(events: queue.SimpleQueue[Any]) -> Any:
+    """How a request ended."""
     while True:
         event = events.get(timeout=SOON_S)
         if isinstance(event, BaseException) or event[2]:
             return event
+
+
+def ask(engine: EngineSupervisor, length: int, first: int = 0) -> Any:
+    """The last event of a request."""
+    events: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    engine.submit([(request_of(length, first), events)])
+    return last_event(events)
 
 
 def answer_or_refusal(engine: EngineSupervisor) -> Any:
@@ -43,31 +119,99 @@ def answer_or_refusal(engine: EngineSupervisor) -> Any:
         return error
 
 
-def test_an_engine_without_progress_is_ended_and_started_again(tmp_path: Path) -> None:
-    limits = BuildLimits(max_batch_size=2, max_seq_len=LONG_PROMPT + 8, max_num_tokens=LONG_PROMPT)
-    ((_, engine_dir),) = make_engines(
-        ShapeOptions(shape=SHAPES["tiny"], models=("one",), world_size=1), limits, tmp_path
-    )
-    changes: list[tuple[bool, str]] = []
-    is_back = threading.Event()
+def test_an_engine_without_progress_is_ended_and_started_again(owner: Watched) -> None:
+    engine, restarts = owner.engine, owner.engine.num_restarts
+    assert not isinstance(ask(engine, 4), BaseException)
+    failure = ask(engine, LONG_PROMPT)
+    assert isinstance(failure, PtError)
+    assert failure.kind == "unavailable"
+    assert "no step ended for 10 s with 1 requests in flight (step_timeout_s)" in str(failure)
+    assert engine.num_in_flight == 0
+    meanwhile = answer_or_refusal(engine)  # an answer if it is back already
+    assert isinstance(meanwhile, tuple) or "no step ended" in str(meanwhile)
+    owner.wait_until_back()
+    assert [is_ready for is_ready, _ in owner.changes] == [False, True]
+    assert engine.num_restarts == restarts + 1
 
-    def on_change(is_ready: bool, reason: str) -> None:
-        changes.append((is_ready, reason))
-        if is_ready:
-            is_back.set()
 
-    engine = EngineSupervisor(EngineSettings(engine_dir=engine_dir, step_timeout_s=STEP_TIMEOUT_S), on_change)
+def test_a_rank_that_reads_nothing_holds_nobody_up(owner: Watched) -> None:
+    """Many times what the socket between the two takes. Whoever submits, cancels or closes is not held up, and whoever
+    watches can end the rank."""
+    engine, (victim,) = owner.engine, owner.ranks()
+    queues: list[queue.SimpleQueue[Any]] = [queue.SimpleQueue() for _ in range(60)]
+    os.kill(victim, signal.SIGSTOP)
+    with ThreadPoolExecutor(8) as pool:
+        ids = list(pool.map(lambda events: engine.submit([(request_of(LONG_PROMPT), events)]), queues, timeout=SOON_S))
+    for (request_id,) in ids[:10]:
+        engine.cancel(request_id)
+    failures = [last_event(events) for events in queues]
+    assert all("was stopped by a signal and does not answer" in str(failure) for failure in failures), failures
+    owner.wait_until_back()
+    wait_until_gone([victim])
+
+
+def test_a_start_that_fails_for_any_reason_is_tried_again(owner: Watched, tmp_path: Path) -> None:
+    folders = tempfile.gettempdir()
+    tempfile.tempdir = str(tmp_path / "not there yet")
     try:
-        assert not isinstance(ask(engine, 4), BaseException)
-        failure = ask(engine, LONG_PROMPT)
-        assert isinstance(failure, PtError)
-        assert "no token came for 10 s with 1 requests in flight (step_timeout_s)" in str(failure)
-        assert engine.num_in_flight == 0
-        meanwhile = answer_or_refusal(engine)  # an answer if it is back already
-        assert isinstance(meanwhile, tuple) or "no token came" in str(meanwhile)
-        assert is_back.wait(SOON_S)
-        assert not isinstance(ask(engine, 4), BaseException)
+        os.kill(owner.ranks()[0], signal.SIGKILL)
+        wait_until(lambda: sum("FileNotFoundError" in reason for _, reason in owner.changes) >= 2, "two starts failed")
+        with pytest.raises(Unavailable, match="the engine is being restarted: FileNotFoundError at its start"):
+            owner.engine.submit([(request_of(4), queue.SimpleQueue())])
+        (tmp_path / "not there yet").mkdir()
+        owner.wait_until_back()
     finally:
-        engine.close()
-    assert [is_ready for is_ready, _ in changes] == [False, True]
-    assert engine.num_restarts == 1
+        tempfile.tempdir = folders
+        os.kill(owner.ranks()[0], signal.SIGKILL)  # the folder in use goes away
+        wait_until(lambda: owner.changes.count((True, "")) == 2, "the engine is back")
+
+
+def test_a_rank_that_is_stopped_while_it_starts_is_ended(owner: Watched) -> None:
+    (first,) = owner.ranks()
+    os.kill(first, signal.SIGKILL)
+    wait_until_gone([first])
+    wait_until(lambda: bool(owner.ranks()), "a new rank")
+    os.kill(second := owner.ranks()[0], signal.SIGSTOP)
+    wait_until(lambda: any("was stopped by a signal" in reason for _, reason in owner.changes), "it was noticed")
+    owner.wait_until_back()
+    wait_until_gone([second])
+
+
+def test_a_queue_that_takes_no_events_ends_its_own_request_only(owner: Watched) -> None:
+    class Broken:
+        def put(self, event: Any) -> None:
+            raise RuntimeError("Event loop is closed")
+
+    other: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    owner.engine.submit([(request_of(4, max_tokens=30_000), Broken()), (request_of(8, max_tokens=8), other)])
+    assert last_event(other)[2] == "length"
+    wait_until(lambda: owner.engine.num_in_flight == 0, "the request was ended")
+    assert owner.changes == []
+
+
+def test_steps_are_progress_though_they_give_no_tokens(tmp_path: Path) -> None:
+    """A prompt of so many chunks that it takes longer than a step may, on whatever machine."""
+    limits = BuildLimits(max_batch_size=1, max_seq_len=1 << 15, max_num_tokens=CHUNK)
+    with watched(tmp_path, limits, MANY_CHUNKS_TIMEOUT_S) as owner:
+        for attempt, length in enumerate((1 << bits) - 8 for bits in range(10, 16)):
+            started = time.monotonic()
+            event = ask(owner.engine, length, first=attempt)
+            assert not isinstance(event, BaseException), f"{length} tokens: {event}"
+            if time.monotonic() - started > 2 * MANY_CHUNKS_TIMEOUT_S:
+                break
+        else:
+            pytest.fail("this machine computes the longest prompt within the time of a step")
+        assert owner.changes == []
+
+
+def test_an_engine_can_be_closed_while_it_starts(tmp_path: Path) -> None:
+    limits = BuildLimits(max_batch_size=1, max_seq_len=64, max_num_tokens=64)
+    with watched(tmp_path, limits, STEP_TIMEOUT_S) as owner:
+        (first,) = owner.ranks()
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: owner.ranks() not in ([first], []), "it is being started again")
+        closing = threading.Thread(target=owner.engine.close)
+        closing.start()
+        closing.join(SOON_S)
+        assert not closing.is_alive()
+        assert not owner.ranks()

@@ -36,7 +36,7 @@ def _can_make_hosts() -> None:
 
 
 def namespaces_of(pid: int) -> list[str]:
-    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, timeout=30, check=True).stdout
+    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, timeout=120, check=True).stdout
     return [line for line in listed.splitlines() if line.startswith(f"pt{pid}-")]
 
 
@@ -52,7 +52,7 @@ def _run(hosts: Hosts, engine: Path, reference: Reference, tmp_path: Path) -> di
     with hosts.mpi():
         check_cli(
             "run", "--engine-dir", engine, "--hostfile", hosts.hostfile, *prompts, *files,
-            env={"PT_COMM_TIMEOUT_S": "30"},
+            env={"PT_COMM_TIMEOUT_S": "120"},
         )  # fmt: skip
     data: dict[str, object] = json.loads((tmp_path / "out.json").read_text())
     return data
@@ -136,12 +136,12 @@ def test_an_interrupted_run_takes_its_namespaces_with_it(tmp_path: Path) -> None
         text=True,
     )
     try:
-        give_up = time.monotonic() + 120
+        give_up = time.monotonic() + 240
         while len(namespaces_of(process.pid)) < 2 and time.monotonic() < give_up:
             assert process.poll() is None, process.stderr and process.stderr.read()
             time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=240)
     finally:
         process.kill()
         process.wait()

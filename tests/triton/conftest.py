@@ -15,7 +15,7 @@ from pt_trtllm.serving.client import Client
 from pt_trtllm.serving.repository import DeployOptions
 from pt_trtllm.serving.server import TritonServer
 from pt_trtllm.serving.tritonserver import embedded_tritonserver, system_tritonserver
-from pt_trtllm.testing.front_end import FrontEnd, front_end
+from pt_trtllm.testing.front_end import API_KEYS, FrontEnd, front_end
 from pt_trtllm.testing.triton import EXAMPLE, make_repository, start_server
 
 LIMITS = BuildLimits(max_batch_size=32, max_seq_len=512, max_num_tokens=256)
@@ -62,4 +62,16 @@ def openai_front_end(server: TritonServer) -> Iterator[FrontEnd]:
     """The OpenAI endpoint before the server."""
     options = ("--url", server.grpc_url, "--metrics-url", server.metrics_url, "--tokenizer-dir", EXAMPLE)
     with front_end(*options, "--served-model-name", "tiny-pt") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def locked_front_end(server: TritonServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FrontEnd]:
+    """Another one, which asks for one of `API_KEYS`."""
+    file = tmp_path_factory.mktemp("keys") / "keys"
+    file.write_text(API_KEYS[0])
+    file.chmod(0o600)
+    options = ("--url", server.grpc_url, "--metrics-url", server.metrics_url, "--tokenizer-dir", EXAMPLE)
+    keys = ("--api-key-file", file, "--api-key", API_KEYS[1])
+    with front_end(*options, *keys, "--served-model-name", "tiny-pt") as running:
         yield running

@@ -171,6 +171,10 @@ def test_the_three_steps_by_hand_give_the_ensembles_text(server: TritonServer, c
         ({"text_input": ""}, ""),
         ({"text_input": "word " * 600}, "exceeds maximum input length (511)"),
         ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
+        ({"repetition_penalty": 1e-39}, "expected 0.01 to 100"),
+        ({"repetition_penalty": 1e30}, "expected 0.01 to 100"),
+        ({"stop_words": ["a b c d"] * 65}, "expected at most 64"),
+        ({"stop_words": ["long " * 300]}, "expected at most 1024"),
         ({"lora_task_id": 3}, "does not support LoRA"),
         ({"num_return_sequences": 100000}, "expected 1 to 128"),
         ({"timeout_s": -1.0}, "timeout_s is -1.0, expected above 0"),
@@ -227,7 +231,7 @@ def infer(server: TritonServer, model: str, request_id: str = "", **arrays: Any)
         client.async_stream_infer(model, inputs, request_id=request_id, enable_empty_final_response=True)
         final = False
         while not final:
-            result, error = events.get(timeout=60)
+            result, error = events.get(timeout=240)
             if error is not None:
                 raise error
             final = result.get_response().parameters["triton_final_response"].bool_param

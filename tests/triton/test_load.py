@@ -22,7 +22,7 @@ from pt_trtllm.testing.triton import metric, metrics, post, wait_until, wait_unt
 pytestmark = pytest.mark.triton
 
 NUM_REQUESTS, NUM_CLIENTS = 1000, 32
-SOON_S = 90.0
+SOON_S = 240.0
 LONG, ATTEMPTS = 500, 10
 """Tokens of an answer that is left or stopped, and times to try: now and then it ends by itself before it is told."""
 
@@ -56,7 +56,7 @@ def test_sixty_four_clients_with_options_of_their_own(server: TritonServer, llm:
     def ask(job: tuple[int, tuple[str, SamplingParams]]) -> str:
         index, (prompt, params) = job
         with Client(server.grpc_url, model=("ensemble", "tensorrt_llm_bls")[index % 2]) as client:
-            together.wait(60)
+            together.wait(SOON_S)
             if index % 4 < 2:
                 return client.generate(prompt, params).text
             return "".join(chunk.text for chunk in client.stream(prompt, params))
@@ -73,7 +73,7 @@ def test_models_that_ask_other_models_live_on_a_busy_machine(server: TritonServe
     try:
         with Client(server.grpc_url, model="tensorrt_llm_bls") as client:
             for _ in range(150):
-                assert client.generate("It is a truth", params, timeout_s=30).text == expected
+                assert client.generate("It is a truth", params, timeout_s=SOON_S).text == expected
     finally:
         for process in busy:
             process.kill()
@@ -135,7 +135,9 @@ def test_a_stop_request_ends_the_stream_of_that_id(server: TritonServer) -> None
     url = f"{server.http_url}/v2/models/ensemble/generate_stream"
     stop = {"input_ids": 1, "input_lengths": 1, "request_output_len": 1, "stop": True, "id": "to be stopped"}
     for _ in range(ATTEMPTS):
-        with urllib.request.urlopen(urllib.request.Request(url, data=json.dumps(body).encode()), timeout=60) as answer:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, data=json.dumps(body).encode()), timeout=SOON_S
+        ) as answer:
             answer.readline()  # it runs
             post(f"{server.http_url}/v2/models/tensorrt_llm/generate_stream", stop)
             text = answer.read().decode()

@@ -10,6 +10,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ MESSAGES: Any = [{"role": "user", "content": "What is a truth?"}]
 NUM_LONG, ATTEMPTS = 480, 10
 """Tokens of answers that are left, and times to try: now and then they end by themselves before."""
 ACTIVE = 'nv_trt_llm_request_metrics{model="tensorrt_llm",request_type="active"'
-WAIT_S = 90.0
+WAIT_S = 240.0
 
 
 @pytest.fixture(scope="module")
@@ -228,11 +229,17 @@ def test_guided_answers_keep_to_their_guides(api: openai.OpenAI) -> None:
     [
         ({"temperature": -1}, "temperature is -1"),
         ({"max_tokens": 0}, "max_tokens is 0"),
-        ({"prompt": [1] * 600}, "Prompt length (600) exceeds maximum input length"),
+        ({"prompt": [1] * 600}, "you requested 604 tokens (600 in the prompt, 4 in the completion)"),
+        ({"max_tokens": 511}, "This model's maximum context length is 512 tokens"),
+        ({"prompt": "word " * 10**6}, "This model's maximum context length is 512 tokens"),
+        ({"prompt": ["a"] * 256, "n": 128}, "256 prompts with n = 128 are 32768 answers, expected at most 1024"),
         ({"prompt": [999999]}, "outside the vocabulary"),
         ({"prompt": ""}, None),
         ({"logit_bias": {"99999": 1}}, "outside the vocabulary"),
         ({"echo": True, "logprobs": 1}, "echo with logprobs is not supported"),
+        ({"extra_body": {"repetition_penalty": 1e-39}}, "repetition_penalty is 1e-39, expected 0.01 to 100"),
+        ({"extra_body": {"stop_token_ids": [-1_000_000], "min_tokens": 3}}, "stop_token_ids is [-1000000]"),
+        ({"stop": [str(number) for number in range(65)]}, "stop has 65 entries, expected at most 64"),
         ({"extra_body": {"guided_regex": "["}}, "guided_regex is not valid"),
         ({"extra_body": {"beams": 4}}, "Unrecognized request argument supplied: beams"),
     ],
@@ -258,9 +265,25 @@ def test_an_echo_repeats_the_prompt_and_may_be_all_there_is(api: openai.OpenAI) 
 
 
 def test_a_full_queue_is_429_and_what_was_taken_is_given_back(front: FrontEnd, api: openai.OpenAI) -> None:
-    ask: Any = {"model": MODEL, "prompt": ["It is"] * 4, "n": 128, "max_tokens": NUM_LONG}
-    with pytest.raises(openai.RateLimitError, match="Exceeds maximum queue size"):
-        api.completions.create(**ask, extra_body={"ignore_eos": True})
+    """32 run and 64 wait at most."""
+    ask: Any = {"model": MODEL, "prompt": "It is", "max_tokens": NUM_LONG, "extra_body": {"ignore_eos": True}}
+
+    async def fill() -> None:
+        async with openai.AsyncOpenAI(
+            base_url=f"{front.address}/v1", api_key="none", max_retries=0, timeout=WAIT_S
+        ) as many:
+            asks = [asyncio.create_task(many.completions.create(**ask)) for _ in range(160)]
+            try:
+                for ended in asyncio.as_completed(asks):
+                    await ended
+            finally:
+                for one in asks:
+                    one.cancel()
+                await asyncio.gather(*asks, return_exceptions=True)
+
+    with pytest.raises(openai.RateLimitError, match="Exceeds maximum queue size") as caught:
+        asyncio.run(fill())
+    assert caught.value.response.headers["Retry-After"] == "1"
 
     def is_taken() -> bool:
         try:
@@ -272,11 +295,52 @@ def test_a_full_queue_is_429_and_what_was_taken_is_given_back(front: FrontEnd, a
     until(lambda: metric(front, ACTIVE) == 0)
 
 
+def test_one_request_may_have_more_answers_than_the_queue_has_places(front: FrontEnd, api: openai.OpenAI) -> None:
+    """256 of them, and who asks meanwhile is answered."""
+    ask: Any = {"model": MODEL, "prompt": ["It is", "She had"] * 64, "n": 2, "max_tokens": 2, "seed": 1}
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(api.completions.create, **ask)
+        lives = []
+        while not asked.done():
+            with urllib.request.urlopen(f"{front.address}/health/live", timeout=WAIT_S) as response:
+                lives.append(response.status)
+            time.sleep(0.02)
+    choices = asked.result().choices
+    assert [choice.index for choice in choices] == list(range(256))
+    assert {choice.text for choice in choices[:4]} == {choice.text for choice in choices[-4:]}
+    assert set(lives) == {200}
+
+
+def test_a_chat_without_a_limit_may_go_on_to_the_end_of_the_engines_context(
+    front: FrontEnd, api: openai.OpenAI
+) -> None:
+    """512 tokens, which only the engine knows: the tokenizer's folder says nothing, or more."""
+    (model,) = api.models.list()
+    assert model.model_dump()["max_model_len"] == 512
+    chat = api.chat.completions.create(model=MODEL, messages=MESSAGES, extra_body={"ignore_eos": True}, stop=[])
+    assert chat.usage is not None
+    assert chat.choices[0].finish_reason == "stop" or chat.usage.total_tokens == 512
+    with pytest.raises(openai.BadRequestError, match=r"in the messages, 505 in the completion") as caught:
+        api.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=505)
+    assert caught.value.code == "context_length_exceeded"
+
+
 def test_what_is_no_request_at_all(front: FrontEnd) -> None:
     body = json.dumps({"prompt": "a", "max_tokens": 1}).encode()
     assert post(front, "/v1/completions", b"{", **{"X-Request-Id": "mine"})[0] == 400
     assert post(front, "/v1/completions", body, **{"Content-Type": "text/plain"})[0] == 415
-    assert post(front, "/v1/completions", b'{"prompt": "\\ud800"}')[0] == 400
+    for wrong in (
+        b'{"prompt": "\\ud800"}',
+        b'{"prompt": "a", "stop": ["\\udc00"]}',
+        b'{"prompt": "a", "top_p": 1e400}',
+    ):
+        assert post(front, "/v1/completions", wrong)[0] == 400
+    deep = b'{"prompt": "a", "response_format": ' + b'{"a": ' * 5000 + b"1" + b"}" * 5001
+    assert "nested too deeply" in post(front, "/v1/completions", deep)[1]["error"]["message"]
+    for kind in ("foo", "latin-1", '"'):
+        status, told = post(front, "/v1/completions", body, **{"Content-Type": f"application/json; charset={kind}"})
+        assert (status, told["error"]["type"]) == (415, "invalid_request_error")
+    assert post(front, "/v1/completions", body, **{"Content-Encoding": "gzip"})[0] == 415
     assert post(front, "/v1/nothing", body)[0] == 404
     assert post(front, "/v1/models", body)[0] == 405
     assert post(front, "/v1/completions", b" " * (17 << 20))[0] == 413

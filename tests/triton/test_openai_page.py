@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from pt_trtllm.testing.browser import Page, browser_page, find_browser
-from pt_trtllm.testing.front_end import FrontEnd
+from pt_trtllm.testing.front_end import API_KEYS, FrontEnd
 
 pytestmark = [
     pytest.mark.triton,
@@ -224,6 +224,36 @@ def test_everything_has_a_name_and_enough_contrast(openai_front_end: FrontEnd) -
 
     for dark in (False, True):
         visit(openai_front_end, steps, dark=dark)
+
+
+def test_a_visitor_is_asked_for_the_key(locked_front_end: FrontEnd) -> None:
+    async def give(page: Page, key: str) -> None:
+        await page.until("!by('unlock').hidden")
+        await page.click("#api_key")
+        await page.type(key)
+        await page.press("Enter")
+
+    async def run() -> None:
+        async with browser_page() as page:
+            await page.open(locked_front_end.address)
+            await give(page, "not-a-key")
+            await page.until("!by('unlock_failure').hidden")
+            await give(page, API_KEYS[0])
+            await page.until(READY)
+            assert await page.evaluate("by('unlock').hidden && by('all_metrics').hidden")
+            await page.evaluate("by('max_tokens').value = 5")
+            await page.click("#prompt")
+            await page.type("It is")
+            await page.press("Enter")
+            await page.until(ENDED)
+            assert "5 tokens" in await page.evaluate(FACTS)
+            await page.until("!document.querySelector('.chart .scale').textContent.includes('no data')")
+            # It is kept for the tab, and nowhere else.
+            assert await page.evaluate("sessionStorage.length === 1 && !localStorage.length && !document.cookie")
+            refused = [problem for problem in page.problems if "401" not in problem]
+            assert refused == []
+
+    asyncio.run(run())
 
 
 CONTRAST = """(() => {

@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -212,14 +213,10 @@ def test_a_linked_output_folder_is_written_where_it_points(make_source: MakeSour
 def test_two_processes_do_not_write_one_folder(make_source: MakeSource, tmp_path: Path) -> None:
     source, target = make_source(), tmp_path / "place" / "out"
     target.parent.mkdir()
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, str(source), str(target)], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    process.stdout.readline()
-    with pytest.raises(PtError, match="another process is writing it"):
-        convert(source, target, ConvertOptions())
-    process.communicate(timeout=60)
+    with halfway(source, target) as process:
+        with pytest.raises(PtError, match="another process is writing it"):
+            convert(source, target, ConvertOptions())
+        process.communicate("\n", timeout=240)
     assert process.returncode == 0
     assert [path.name for path in target.parent.iterdir()] == ["out"]
 
@@ -249,20 +246,35 @@ except PtError as error:
 def test_a_disk_that_takes_no_more_leaves_nothing_behind(make_source: MakeSource, tmp_path: Path) -> None:
     source, target = make_source(), tmp_path / "place" / "out"
     command = [sys.executable, "-c", LIMITED, str(source), str(target)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
     assert "out failed: File too large; nothing was left behind" in done.stdout
     assert list(target.parent.iterdir()) == []
 
 
-SLOW = """
-import sys, time
+STEPWISE = """
+import sys
 from pathlib import Path
 from pt_trtllm.checkpoint.convert import ConvertOptions, convert
-def crawl(done, total):
-    print(done, flush=True)
-    time.sleep(0.2 if done < total else 0)
-convert(Path(sys.argv[1]), Path(sys.argv[2]), ConvertOptions(force=True), crawl)
+def halt(done, total):
+    if done == total // 2:
+        print(flush=True)
+        sys.stdin.readline()
+convert(Path(sys.argv[1]), Path(sys.argv[2]), ConvertOptions(force=True), halt)
 """
+"""Says when half of the tensors are written, and waits for a line before it goes on."""
+
+
+@contextmanager
+def halfway(source: Path, target: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process in the middle of a conversion."""
+    command = [sys.executable, "-c", STEPWISE, str(source), str(target)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "\n"
+            yield process
+        finally:
+            process.kill()
 
 
 def test_a_kill_in_the_middle_keeps_the_old_folder_and_the_next_run_cleans_up(
@@ -271,15 +283,8 @@ def test_a_kill_in_the_middle_keeps_the_old_folder_and_the_next_run_cleans_up(
     source, target = make_source(), tmp_path / "place" / "out"
     convert(source, target, ConvertOptions())
     before = (target / "rank0.safetensors").read_bytes()
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW, str(source), str(target)], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    while process.stdout.readline().strip() != "5":
-        assert process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    process.wait(timeout=30)
-    process.stdout.close()
+    with halfway(source, target) as process:
+        process.send_signal(signal.SIGKILL)
     assert (target / "rank0.safetensors").read_bytes() == before
     assert {path.name for path in target.parent.iterdir()} == {"out", ".out.tmp", ".out.lock"}
     convert(source, target, ConvertOptions(force=True))

@@ -36,9 +36,9 @@ def engine_dir(make_source: MakeSource, tmp_path: Path) -> Path:
 
 def test_the_installed_command_works() -> None:
     for command in ([Path(sys.executable).parent / "pt-trtllm"], [sys.executable, "-m", "pt_trtllm.cli.main"]):
-        version = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=60, check=True)
+        version = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=240, check=True)
         assert version.stdout == f"pt-trtllm, version {__version__}\n"
-        wrong = subprocess.run([*command, "no-such-command"], capture_output=True, text=True, timeout=60, check=False)
+        wrong = subprocess.run([*command, "no-such-command"], capture_output=True, text=True, timeout=240, check=False)
         assert (wrong.returncode, wrong.stdout) == (2, "")
         assert wrong.stderr.startswith("pt-trtllm: error: No such command 'no-such-command'")
 

@@ -23,7 +23,8 @@ def test_device_codecs_compile_and_equal_the_host_where_there_is_a_gpu(tmp_path:
         pytest.skip("nvcc is not installed")
     library, program = library_path(), tmp_path / "codecs_on_device"
     command = [nvcc, "-std=c++17", "-O3", "-Werror", "all-warnings", f"-I{PLUGINS / 'include'}", f"-I{PLUGINS / 'src'}"]
-    command += [f"-gencode=arch=compute_{name},code=sm_{name}" for name in ARCHITECTURES]
+    codes = ",".join(f"sm_{name}" for name in ARCHITECTURES)
+    command += [f"--generate-code=arch=compute_{ARCHITECTURES[0]},code=[{codes}]"]
     command += [str(PLUGINS / "src/codecs/device.cu"), str(PLUGINS / "tests/codecs_on_device.cu"), str(library)]
     command += ["-Xlinker", "-rpath", "-Xlinker", str(library.parent), "-o", str(program)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)

@@ -25,12 +25,12 @@ def run_ranks(size: int, body: Callable[[CudaFusion], Any], **options: Any) -> l
     exchange = ThreadExchange(size)
 
     def rank_main(rank: int) -> Any:
-        settings: dict[str, Any] = {"provider": "host_threads", "timeout_s": 20.0, **options}
+        settings: dict[str, Any] = {"provider": "host_threads", "timeout_s": 120.0, **options}
         with CudaFusion(rank=rank, size=size, exchange=exchange.for_rank(rank), **settings) as channel:
             return body(channel)
 
     with ThreadPoolExecutor(size) as pool:
-        return [future.result(timeout=60) for future in [pool.submit(rank_main, rank) for rank in range(size)]]
+        return [future.result(timeout=240) for future in [pool.submit(rank_main, rank) for rank in range(size)]]
 
 
 def inputs(rank: int, dtype: torch.dtype, *shape: int) -> torch.Tensor:

@@ -8,18 +8,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, normalizers
 
 from pt_trtllm.openai.answers import Answer, Ask
-from pt_trtllm.openai.logprobs import TokenLogprob, completion_logprobs, from_logits, from_row
+from pt_trtllm.openai.logprobs import Offsets, TokenLogprob, chat_logprobs, completion_logprobs, from_logits, from_row
 from pt_trtllm.openai.metrics import Metrics, Stopwatch
 from pt_trtllm.openai.page import load_page
 from pt_trtllm.openai.tensors import Piece
+from pt_trtllm.openai.token_text import TokenText
 from pt_trtllm.runtime.params import SamplingParams
 from pt_trtllm.runtime.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.unit
 
 TOKENIZER = Tokenizer(Path(__file__).parents[2] / "examples/tiny-pt")
+TEXTS = TokenText(TOKENIZER)
 EOS = 2
 ASK = Ask(request_id="x", prompt_ids=(1, 5), params=SamplingParams(max_tokens=100), end_ids=frozenset({EOS}), values={})
 
@@ -91,15 +95,73 @@ def test_the_drawn_token_is_among_the_most_likely_only_where_it_belongs() -> Non
 
 def test_text_offsets_point_into_the_text() -> None:
     ids = tokens_of("It is a truth")
-    told = completion_logprobs([TokenLogprob(token, -1.0) for token in ids], TOKENIZER, 10)
-    text = "".join(told["tokens"])
+    rows, offsets = [TokenLogprob(token, -1.0) for token in ids], Offsets(TEXTS)
+    told = [completion_logprobs(part, TEXTS, offsets) for part in (rows[:2], rows[2:])]
+    text = "".join(token for part in told for token in part["tokens"])
     assert text == "It is a truth"
-    for token, offset in zip(told["tokens"], told["text_offset"], strict=True):
-        assert text[offset - 10 :].startswith(token)
+    for part in told:
+        for token, offset in zip(part["tokens"], part["text_offset"], strict=True):
+            assert text[offset:].startswith(token)
+
+
+def parts_of_a_character() -> list[int]:
+    ids = tokens_of("雪")
+    assert len(ids) == 3, "one token a byte: what this test is about"
+    return ids
+
+
+def test_parts_of_a_character_keep_their_bytes_and_stay_apart() -> None:
+    first, second, third = parts_of_a_character()
+    rows = [TokenLogprob(first, -0.1, ((first, -0.1), (second, -0.2), (third, -0.3))), TokenLogprob(second, -0.1),
+            TokenLogprob(third, -0.1), TokenLogprob(*tokens_of("!"), -0.1)]  # fmt: skip
+    chat = chat_logprobs(rows, TEXTS)["content"]
+    assert bytes(byte for entry in chat for byte in entry["bytes"]).decode() == "雪!"
+    assert [entry["token"] for entry in chat] == [r"\xe9", r"\x9b", r"\xaa", "!"]
+    assert [entry["bytes"] for entry in chat[0]["top_logprobs"]] == [[0xE9], [0x9B], [0xAA]]
+    told = completion_logprobs(rows, TEXTS, Offsets(TEXTS))
+    assert told["tokens"] == [r"bytes:\xe9", r"bytes:\x9b", r"bytes:\xaa", "!"]
+    assert told["top_logprobs"][0] == {r"bytes:\xe9": -0.1, r"bytes:\x9b": -0.2, r"bytes:\xaa": -0.3}
+    assert told["text_offset"] == [0, 0, 0, 1]
+
+
+def test_the_bytes_of_every_token_join_to_the_text() -> None:
+    text = " of Größe 雪 and 🙂 emoji,\n\tshe\u00a0said."
+    assert b"".join(map(TEXTS.bytes_of, tokens_of(text))).decode() == text
+    names = {TEXTS.name_of(token) for token in range(TOKENIZER.vocab_size)}
+    assert len(names) == TOKENIZER.vocab_size
+
+
+def test_tokens_of_a_vocabulary_with_byte_fallback_have_their_blanks_and_bytes(tmp_path: Path) -> None:
+    """As Llama 2 and its kin have it: words begin with U+2581, and what is no word is bytes."""
+    pieces = [
+        "<unk>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        "\u2581",
+        "t",
+        "h",
+        "e",
+        "\u2581t",
+        "he",
+        "\u2581the",
+    ]
+    merges = [("\u2581", "t"), ("h", "e"), ("\u2581t", "he")]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    made = Backend(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    made.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    made.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(tmp_path)
+    texts = TokenText(tokenizer)
+    ids = tokenizer.encode("the the雪")
+    assert [texts.text_of(token) for token in ids] == [" the", " the", r"\xe9", r"\x9b", r"\xaa"]
+    assert b"".join(map(texts.bytes_of, ids)).decode() == " the the雪"
+    assert texts.name_of(ids[-1]) == r"bytes:\xaa"
 
 
 def test_impossible_tokens_have_a_number_that_json_knows() -> None:
-    told = completion_logprobs([TokenLogprob(5, float("-inf"))], TOKENIZER, 0)
+    told = completion_logprobs([TokenLogprob(5, float("-inf"))], TEXTS, Offsets(TEXTS))
     assert told["token_logprobs"] == [-9999.0]
 
 

@@ -77,6 +77,33 @@ def test_the_text_is_that_of_transformers(
     assert template.render(messages, variables) == expected
 
 
+MARKED = """\
+{%- for message in messages %}
+    {%- if message.role == 'assistant' %}
+<|assistant|>{% generation %}{% set tail = '!' %}
+{{ message.content }}{{ tail }}{% endgeneration %}{{ tail }}
+    {%- else %}
+{{ message.role }}: {{ message.content }}
+    {%- endif %}
+{% endfor %}"""
+
+
+@pytest.mark.parametrize("messages", CONVERSATIONS)
+def test_a_template_may_mark_the_assistants_words(
+    reference: PreTrainedTokenizerFast, messages: list[dict[str, Any]]
+) -> None:
+    expected = reference.apply_chat_template(messages, chat_template=MARKED, tokenize=False)
+    assert ChatTemplate(MARKED, {}, where="test").render(messages) == expected
+
+
+def test_a_template_that_is_too_deep_for_python_is_the_clients_to_hear() -> None:
+    deep: Any = "x"
+    for _ in range(5000):
+        deep = [deep]
+    with pytest.raises(ApiError, match="the chat template refused the messages"):
+        ChatTemplate("{{ deep | tojson }}", {}, where="test").render([], {"deep": deep})
+
+
 def folder_with(tmp_path: Path, config: dict[str, Any], template: str | None = None) -> Path:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     if template is not None:

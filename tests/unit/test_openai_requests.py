@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pt_trtllm.openai.errors import ApiError
+from pt_trtllm.openai.model import check_logprobs
 from pt_trtllm.openai.requests import CHAT, COMPLETION, parse_chat, parse_completion
 from pt_trtllm.openai.tensors import bias_values, sampling_values, to_inputs, word_list
 from pt_trtllm.runtime.params import SamplingParams
@@ -94,6 +95,8 @@ def test_what_an_answer_must_match_becomes_a_guide(fields: dict[str, Any], guide
         ({"max_tokens": 0}, "max_tokens", "max_tokens is 0, expected 1"),
         ({"max_tokens": 1 << 40}, "max_tokens", "expected 1 to 2147483647"),
         ({"n": 0}, "n", "n is 0, expected 1 to 128"),
+        ({"prompt": ["a"] * 256, "n": 5}, "n", "256 prompts with n = 5 are 1280 answers, expected at most 1024"),
+        ({"prompt": ["a"] * 257}, "prompt", "prompt has 257 entries, expected at most 256"),
         ({"best_of": 3}, "best_of", "best_of is 3"),
         ({"suffix": "b"}, "suffix", "suffix is not supported"),
         ({"logprobs": 21}, "logprobs", "logprobs is 21, expected 0 to 20"),
@@ -216,6 +219,15 @@ def test_word_lists_have_all_ids_and_then_the_ends() -> None:
 
 
 def test_a_bias_has_a_place_for_every_token() -> None:
-    assert bias_values({1: -100.0, 3: 2.0}, 4) == [0.0, -100.0, 0.0, 2.0]
+    assert bias_values({1: -100.0, 3: 2.0}, 4).tolist() == [0.0, -100.0, 0.0, 2.0]
     with pytest.raises(ApiError, match="token 4, outside the vocabulary of 4"):
         bias_values({4: 1.0}, 4)
+
+
+def test_a_whole_answer_has_a_limit_of_log_probabilities() -> None:
+    whole, streamed = ({"prompt": "a", "logprobs": 20, "stream": stream} for stream in (False, True))
+    check_logprobs(parse_completion(whole), 199_000)
+    check_logprobs(parse_completion(streamed), 10**9)
+    check_logprobs(parse_completion({"prompt": "a"}), 10**9)
+    with pytest.raises(ApiError, match="200000 tokens with 20 log-probabilities each are more than 4194304"):
+        check_logprobs(parse_completion(whole), 200_000)

@@ -128,3 +128,10 @@ def test_the_last_possible_draw_is_still_a_possible_token(monkeypatch: pytest.Mo
         logits = torch.randn(500, generator=generator)
         sampler = Sampler(SamplingParams(temperature=1.0, seed=1, min_tokens=1), [], 500, frozenset({7, 8}))
         assert sampler.next_token(logits, 0) not in (7, 8)
+
+
+@pytest.mark.parametrize("top_k", [None, 3])
+def test_a_limit_too_small_for_float32_leaves_the_most_likely_token(top_k: int | None) -> None:
+    params = SamplingParams(top_p=1e-300, top_k=top_k, temperature=1.0, seed=1)
+    sampler = Sampler(params, [], 4, frozenset())
+    assert sampler.next_token(torch.tensor([0.0, 2.0, 1.0, -1.0]), 0) == 1

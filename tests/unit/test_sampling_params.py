@@ -146,7 +146,7 @@ def test_text_options_without_a_tokenizer_are_refused() -> None:
     ("options", "message"),
     [
         ({"logit_bias": {50: 1.0}}, "logit_bias has token id 50, outside the vocabulary of 50"),
-        ({"bad_words_ids": ((1, -2),)}, "bad_words_ids has token id -2"),
+        ({"bad_words_ids": ((1, 51),)}, "bad_words_ids has token id 51"),
         ({"bad_words_ids": tuple((token,) for token in range(50))}, "may leave no token"),
         ({"bad_words_ids": tuple((token,) for token in range(50) if token != 2)}, "may leave no token"),
     ],
@@ -178,6 +178,10 @@ def test_tokens_outside_the_vocabulary_are_refused(options: dict[str, object], m
         ({"bad_words": [""]}, "bad_words has an empty string"),
         ({"bad_words_ids": [1, 2]}, "expected lists of token ids"),
         ({"bad_words_ids": [[]]}, "bad_words_ids has an empty sequence"),
+        ({"bad_words_ids": [[1, -2]]}, r"bad_words_ids is \[\[1, -2\]\], expected lists of token ids, each 0"),
+        ({"stop_token_ids": [-1_000_000]}, r"stop_token_ids is \[-1000000\], expected a list of token ids, each 0"),
+        ({"stop_token_ids": [2**31]}, "expected a list of token ids, each 0 to 2147483647"),
+        ({"logit_bias": {"9" * 5000: 1}}, "expected numbers by token id"),
         ({"logit_bias": [1]}, "expected numbers by token id"),
         ({"logit_bias": {"x": 1}}, "expected numbers by token id"),
         ({"logit_bias": {"1": None}}, "expected numbers by token id"),
@@ -194,3 +198,65 @@ def test_options_of_the_wrong_type_or_size_are_refused(options: dict[str, object
     with pytest.raises(ConfigError, match=message) as caught:
         SamplingParams(**options)  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
+
+
+def repr_of(value: float) -> str:
+    return f"{value.bit_length()} bits" if isinstance(value, int) else repr(value)
+
+
+NUMBERS = (
+    "max_tokens", "n", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty",
+    "frequency_penalty", "seed", "min_tokens", "logprobs", "prompt_logprobs",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", [10**400, -(10**400), 10**5000, math.inf, -math.inf, math.nan, 1e300], ids=repr_of)
+def test_no_number_is_without_bounds(name: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is ") as caught:
+        SamplingParams(**{name: value})  # type: ignore[arg-type]
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("penalty", [1e-39, 1e-3, 0, -1, 100.5, 1e300, 10**400], ids=repr_of)
+def test_a_repetition_penalty_that_leaves_float32_is_refused(penalty: float) -> None:
+    with pytest.raises(ConfigError, match=r"repetition_penalty is .*, expected 0.01 to 100"):
+        SamplingParams(repetition_penalty=penalty)
+    for fine in (0.01, 0.5, 1, 1.2, 100):
+        assert SamplingParams(repetition_penalty=fine).repetition_penalty == fine
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stop": ["a"] * 65}, "stop has 65 entries, expected at most 64"),
+        ({"stop": "a" * 1025}, "stop has a string of 1025 characters, expected at most 1024"),
+        ({"stop_token_ids": [1] * 1025}, "stop_token_ids has 1025 entries, expected at most 1024"),
+        ({"bad_words": ["a"] * 513}, "make 1026 sequences .*, expected at most 1024"),
+        ({"bad_words": ["a" * 1025]}, "bad_words has a string of 1025 characters"),
+        ({"bad_words_ids": [[1]] * 1025}, "make 1025 sequences .*, expected at most 1024"),
+        ({"bad_words_ids": [[1] * 40_000]}, "bad_words_ids has 40000 tokens, expected at most 32768"),
+        ({"logit_bias": dict.fromkeys(range((1 << 18) + 1), 1)}, "logit_bias has 262145 entries"),
+        ({"logit_bias": dict.fromkeys(range(1000), math.nan)}, "logit_bias of token 0 is nan"),
+        ({"guided_choice": ["a" * 1000] * 300}, "a guide is longer than 262144 characters"),
+        ({"stop": ["a\ud800"]}, "stop is not valid Unicode"),
+        ({"bad_words": ["\ud800"]}, "bad_words is not valid Unicode"),
+        ({"guided_regex": "\ud800"}, "guided_regex is not valid Unicode"),
+    ],
+)
+def test_lists_have_bounds(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        SamplingParams(**options)  # type: ignore[arg-type]
+    assert len(str(caught.value)) < 400
+
+
+def test_words_and_ids_at_their_bounds_are_still_so_as_tokens() -> None:
+    params = SamplingParams(bad_words=tuple(f"w{index}" for index in range(500)), bad_words_ids=((1,),) * 24)
+    spelled = Request(prompt_ids=(1,), params=params).with_token_bans(TOKENIZER, "r").params
+    assert 1000 < len(spelled.bad_words_ids) <= 1024
+
+
+def test_end_tokens_outside_the_vocabulary_are_ignored() -> None:
+    params = SamplingParams(stop_token_ids=(50, 2**31 - 1), min_tokens=3)
+    sampler = Sampler(params, [1], 6, frozenset(params.stop_token_ids))
+    assert sampler.next_token(LOGITS, 0) == 4

@@ -17,12 +17,13 @@ pytest.importorskip("tritonclient.grpc", reason="needs the serve extra: pip inst
 
 from pt_trtllm.cli.main import cli
 from pt_trtllm.errors import ConfigError, PtError
+from pt_trtllm.serving.belongings import Belongings
 from pt_trtllm.serving.control import END, WAIT, DrainFollower, DrainOrder
 from pt_trtllm.serving.model_config import MODELS, from_text
 from pt_trtllm.serving.repository import DeployOptions, deploy, template_folder
 from pt_trtllm.serving.sampling_fields import Given, sampling_params
-from pt_trtllm.serving.server import ServerOptions
-from pt_trtllm.serving.tritonserver import find_tritonserver
+from pt_trtllm.serving.server_options import ServerOptions
+from pt_trtllm.serving.tritonserver import ServerBinary, find_tritonserver
 from pt_trtllm.serving.word_lists import pack_words, unpack_words
 
 pytestmark = pytest.mark.unit
@@ -92,16 +93,35 @@ def test_the_ensembles_wires_fit_in_name_and_type(engine_dir: Path, tmp_path: Pa
     assert unread <= {"min_length", "random_seed"} if backend == "tensorrt-llm" else not unread
 
 
-def repository_of(engine_dir: Path, tmp_path: Path, backend: str) -> Path:
+def repository_of(engine_dir: Path, tmp_path: Path, backend: str, *options: str) -> Path:
     """Of an engine of this backend: TensorRT-LLM's is only named, for it takes a GPU to build one."""
+    tokenizer: tuple[object, ...] = ()
     if backend == "tensorrt-llm":
         config = json.loads((engine_dir / "config.json").read_text())
         (tmp_path / "engine").mkdir()
         (tmp_path / "engine/config.json").write_text(json.dumps({**config, "backend": backend}))
-        deploy(tmp_path / "engine", EXAMPLE, tmp_path / "r", DeployOptions())
-    else:
-        deploy(engine_dir, None, tmp_path / "r", DeployOptions())
+        engine_dir, tokenizer = tmp_path / "engine", ("--tokenizer-dir", EXAMPLE)
+    args = ("--engine-dir", engine_dir, *tokenizer, "--model-repository", tmp_path / "r", *options)
+    result = invoke("deploy", *args)
+    assert result.exit_code == 0, result.output
     return tmp_path / "r"
+
+
+@pytest.mark.parametrize("backend", ["cpu", "tensorrt-llm"])
+def test_without_decoupling_no_model_streams(engine_dir: Path, tmp_path: Path, backend: str) -> None:
+    made = configs(repository_of(engine_dir, tmp_path, backend, "--no-decoupled"))
+    assert not any(config.model_transaction_policy.decoupled for config in made.values())
+    several = [-1] if backend == "cpu" else [1]
+    for name in ("tensorrt_llm", "ensemble", "tensorrt_llm_bls"):
+        assert {tensor.name: list(tensor.dims) for tensor in made[name].output}["num_output_tokens"] == several
+
+
+def test_preprocessing_knows_the_longest_prompt(engine_dir: Path, tmp_path: Path) -> None:
+    limits = json.loads((engine_dir / "config.json").read_text())["build_config"]
+    for backend in ("cpu", "tensorrt-llm"):
+        (tmp_path / backend).mkdir()
+        made = configs(repository_of(engine_dir, tmp_path / backend, backend))["preprocessing"]
+        assert made.parameters["max_input_len"].string_value == str(limits["max_input_len"])
 
 
 def test_tensorrt_llms_engines_get_tritons_own_backend(engine_dir: Path, tmp_path: Path) -> None:
@@ -186,6 +206,23 @@ def test_server_options_are_checked(tmp_path: Path) -> None:
         ServerOptions(extra=("log-verbose",))
     with pytest.raises(ConfigError, match="not an executable file"):
         find_tritonserver(tmp_path / "nothing")
+
+
+def test_what_the_user_decides_stays_theirs(tmp_path: Path) -> None:
+    def restricted(*extra: str) -> list[str]:
+        """What is closed over gRPC by us."""
+        binary = ServerBinary(tmp_path / "tritonserver", is_embedded=False)
+        command = ServerOptions(extra=extra).command(tmp_path, binary, Belongings(tmp_path), 8001)
+        assert tuple(command[len(command) - len(extra) :]) == extra, "the user's own come last"
+        (own,) = [word for word in command if word.startswith("--grpc-restricted-protocol") and word not in extra]
+        assert ("--load-model=*" in command) != any("--model-control-mode" in word for word in extra)
+        return own.partition("=")[2].partition(":")[0].split(",")
+
+    assert restricted() == ["model-repository", "shared-memory", "trace", "logging"]
+    assert restricted("--model-control-mode=explicit") == ["shared-memory", "trace", "logging"]
+    assert restricted("--grpc-restricted-protocol=trace,health:k=v") == ["model-repository", "shared-memory", "logging"]
+    with pytest.raises(ConfigError, match="Triton's own HTTP port is private"):
+        ServerOptions(extra=("--http-port=9",))
 
 
 def test_a_drain_waits_for_every_core_that_lives(tmp_path: Path) -> None:

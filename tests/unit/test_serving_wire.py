@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor, 
 
 from pt_trtllm import SamplingParams
 from pt_trtllm.errors import ServingError
-from pt_trtllm.serving.wire import Chunk, ask_for, chunk, core_request, text_request
+from pt_trtllm.serving.sampling_fields import Given, sampling_params
+from pt_trtllm.serving.wire import SENDABLE, Chunk, ask_for, ask_in_one, chunk, core_request, samples, text_request
 
 pytestmark = pytest.mark.unit
 
@@ -31,10 +33,18 @@ def inputs_of(request: pb.ModelInferRequest) -> dict[str, Any]:
 
 
 def response(**tensors: Any) -> pb.ModelInferResponse:
+    return response_of(
+        **{
+            name: np.array([[value.encode()]], np.object_) if isinstance(value, str) else np.array([[value]], np.int32)
+            for name, value in tensors.items()
+        }
+    )
+
+
+def response_of(**tensors: Any) -> pb.ModelInferResponse:
     made = pb.ModelInferResponse()
-    for name, value in tensors.items():
-        is_text = isinstance(value, str)
-        array = np.array([[value.encode()]], np.object_) if is_text else np.array([[value]], np.int32)
+    for name, array in tensors.items():
+        is_text = array.dtype == np.object_
         made.outputs.add(name=name, datatype="BYTES" if is_text else "INT32", shape=array.shape)
         made.raw_output_contents.append(serialize_byte_tensor(array).item() if is_text else array.tobytes())
     return made
@@ -62,6 +72,67 @@ def test_token_ids_go_by_the_cores_names() -> None:
         "input_ids": [[1, 5, 9]], "input_lengths": [[3]], "request_output_len": [[2]], "streaming": [[False]],
         "exclude_input_in_output": [[True]], "runtime_top_p": [[0.5]],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("params", "kind", "guide"),
+    [
+        (SamplingParams(guided_json='{"type": "object"}'), b"json_schema", b'{"type": "object"}'),
+        (SamplingParams(guided_regex="a+"), b"regex", b"a+"),
+        (SamplingParams(guided_grammar='start: "a"'), b"ebnf_grammar", b'start: "a"'),
+        (SamplingParams(guided_choice=("yes", "no")), b"choice", b'["yes", "no"]'),
+    ],
+)
+def test_guides_go_as_kind_and_text(params: SamplingParams, kind: bytes, guide: bytes) -> None:
+    sent = inputs_of(text_request("ensemble", "x", params, stream=True, timeout_s=None))
+    assert (sent["guided_decoding_guide_type"], sent["guided_decoding_guide"]) == ([[kind]], [[guide]])
+    assert not [name for name in sent if name.startswith("guided_") and "decoding" not in name]
+    back = sampling_params(
+        Given(values={"request_output_len": 64}, guide=(kind.decode(), guide.decode())), eos_ids=(), vocab_size=9
+    )
+    assert back.guide == params.guide
+
+
+def test_options_by_token_go_to_both_kinds_of_models() -> None:
+    params = SamplingParams(stop_token_ids=(3, 4), logit_bias={5: 1.5}, bad_words_ids=((1, 2), (3,)))
+    for request in (
+        text_request("ensemble", "x", params, stream=True, timeout_s=None),
+        core_request("tensorrt_llm", [1], params, stream=True, timeout_s=None),
+    ):
+        sent = inputs_of(request)
+        assert sent["stop_token_ids"] == [[3, 4]]
+        assert (sent["logit_bias"], sent["bad_words_ids"]) == ([[b'{"5": 1.5}']], [[b"[[1, 2], [3]]"]])
+    with pytest.raises(ServingError, match="no input for prompt_logprobs"):
+        text_request("ensemble", "x", SamplingParams(prompt_logprobs=1), stream=True, timeout_s=None)
+
+
+def test_every_option_can_be_sent_or_is_refused_by_name() -> None:
+    assert {field.name for field in dataclasses.fields(SamplingParams)} - SENDABLE == {"max_tokens", "prompt_logprobs"}
+
+
+def test_models_with_one_response_are_asked_for_all_in_one() -> None:
+    params = SamplingParams(n=2, temperature=1.0)
+    for request, name in (
+        (text_request("ensemble", "x", params, stream=True, timeout_s=None), "stream"),
+        (core_request("tensorrt_llm", [1], params, stream=True, timeout_s=None), "streaming"),
+    ):
+        assert inputs_of(request)[name] == [[True]]
+        ask_in_one(request, params)
+        sent = inputs_of(request)
+        assert (sent[name], sent["return_num_output_tokens"]) == ([[False]], [[True]])
+        assert "num_output_tokens" in [output.name for output in request.outputs]
+
+
+def test_samples_side_by_side_are_read_one_by_one() -> None:
+    both = response_of(
+        text_output=np.array([b"one", b""], np.object_), output_ids=np.array([[[7, 8, 0], [9, 0, 0]]], np.int32),
+        num_output_tokens=np.array([[2, 0]], np.int32), finish_reason=np.array([[b"stop", b"length"]], np.object_),
+        logprobs=np.array([[b'[{"7": -1}]', b"[]"]], np.object_),
+    )  # fmt: skip
+    assert samples(both) == [
+        Chunk(text="one", token_ids=(7, 8), index=0, finish_reason="stop", logprobs=({"7": -1},)),
+        Chunk(text="", token_ids=(), index=1, finish_reason="length", logprobs=()),
+    ]
 
 
 def test_only_what_is_read_and_what_the_model_has_is_asked_for() -> None:

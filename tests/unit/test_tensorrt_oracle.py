@@ -114,7 +114,14 @@ QUANTISABLE = (
         {"num_tracks": 2, "sparse_feed_forward_hidden_dim": 64, "dense_feed_forward_hidden_dim": 128},
     ),
 )
-RUNS = [pytest.param(case, size, id=f"{case.name}-{size}") for case in CASES for size in case.world_sizes]
+EVERY_SIZE = ("mixed_local_global_dense_sparse", "one_track_is_tensor_parallel", "two_tracks_split_over_two_ranks_each")
+"""How weights are divided is checked by `tests/mpi/test_oracle.py`, for every case and size. Here it is the largest
+world, and for one case of each kind of world all of them."""
+RUNS = [
+    pytest.param(case, size, id=f"{case.name}-{size}")
+    for case in CASES
+    for size in (case.world_sizes if case.name in EVERY_SIZE else case.world_sizes[-1:])
+]
 
 
 @pytest.mark.parametrize(("case", "world_size"), RUNS)

@@ -22,7 +22,7 @@ import torch
 from pt_trtllm.comm.track_fusion import ShmGroup
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-DEADLINE_S = 120.0
+DEADLINE_S = 240.0
 """Only ends a hang."""
 
 
@@ -83,7 +83,7 @@ class RankPool:
         task: Callable[..., object],
         *arguments: object,
         capacity_bytes: int = 64 * 1024,
-        timeout_s: float = 30.0,
+        timeout_s: float = 120.0,
         isa: str = "",
     ) -> Job:
         """Runs task(group, *arguments) on every rank of a new group."""

@@ -10,10 +10,10 @@ from typing import Protocol
 
 import torch
 
-from pt_trtllm.checkpoint.artifact import read_json
+from pt_trtllm.checkpoint.artifact import is_file, read_json
 from pt_trtllm.checkpoint.safetensors_io import SafetensorsReader
 from pt_trtllm.checkpoint.spec import TensorSpec
-from pt_trtllm.config import ModelConfig
+from pt_trtllm.config import ModelConfig, shown
 from pt_trtllm.errors import CheckpointError
 
 BLOCK_BYTES = 64 << 20
@@ -144,7 +144,7 @@ def _shards(index: Path) -> list[Path]:
     if not all(isinstance(name, str) and Path(name).name == name for name in named):
         raise CheckpointError(f"{index}: weight_map must give the name of a file in this folder for every tensor")
     shards = sorted(set(named))
-    absent = [name for name in shards if not (index.parent / name).is_file()]
+    absent = [shown(name) for name in shards if not is_file(index.parent / name)]
     if absent or not shards:
         raise CheckpointError(f"{index}: names shards that are missing: {absent}; copy the folder again")
     return [index.parent / name for name in shards]

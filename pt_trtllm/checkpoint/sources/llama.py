@@ -15,6 +15,7 @@ from pt_trtllm.checkpoint.artifact import read_json
 from pt_trtllm.checkpoint.sources.base import Source
 from pt_trtllm.checkpoint.sources.pt import open_llama_like
 from pt_trtllm.config import (
+    MAX_LAYERS,
     AttentionKind,
     ModelConfig,
     RopeScaling,
@@ -22,6 +23,7 @@ from pt_trtllm.config import (
     is_finite_number,
     is_positive_int,
     problems_to_error,
+    shown,
 )
 from pt_trtllm.errors import ConfigError
 
@@ -180,8 +182,8 @@ def _unsupported_features(family: str, raw: dict[str, Any], values: dict[str, An
 def _malformed_values(values: dict[str, Any]) -> list[str]:
     problems = []
     for key in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings"):
-        if not is_positive_int(values[key]):
-            problems.append(f"{key} is {values[key]!r}, expected a positive whole number")
+        if not is_positive_int(values[key]) or (key == "num_hidden_layers" and values[key] > MAX_LAYERS):
+            problems.append(f"{key} is {shown(values[key])}, expected a positive whole number")
     for key in ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window"):
         if not isinstance(values.get(key, False), bool):
             problems.append(f"{key} is {values[key]!r}, expected true or false")

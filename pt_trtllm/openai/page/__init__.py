@@ -6,7 +6,7 @@ import base64
 import hashlib
 from importlib import resources
 
-SCRIPTS = ("markup.js", "metrics.js", "charts.js", "chat.js")
+SCRIPTS = ("markup.js", "key.js", "metrics.js", "charts.js", "chat.js")
 
 
 def load_page() -> tuple[str, dict[str, str]]:

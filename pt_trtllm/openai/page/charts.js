@@ -121,8 +121,9 @@ const startCharts = (place, onState) => {
   const read = async () => {
     if (document.hidden) return;
     try {
-      const [metrics, health] = await Promise.all([fetch("metrics"), fetch("health")]);
+      const [metrics, health] = await Promise.all([askServer("metrics"), fetch("health")]);
       onState(health.ok ? "ready" : "down", health.ok ? "ready" : "model not ready");
+      if (!metrics.ok) return;
       const now = parseMetrics(await metrics.text()), time = performance.now();
       for (const chart of charts) chart.add(now, before, (time - at) / 1000);
       [before, at] = [now, time];

@@ -1,5 +1,4 @@
 // The conversation: asks this server's OpenAI endpoints, shows tokens as they come, and can stop.
-const by = (id) => document.getElementById(id);
 const FIELDS = ["temperature", "top_p", "top_k", "min_p", "max_tokens", "seed", "repetition_penalty", "frequency_penalty"];
 const EXAMPLES = {
   chat: ["What do you think of marriage?", "Describe a country ball."],
@@ -152,7 +151,7 @@ async function ask(text, kind = mode()) {
   buttonsFor(true);
   let failure;
   try {
-    const response = await fetch(url, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal: running.signal });
+    const response = await askServer(url, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal: running.signal });
     if (!response.ok) throw new Error((await response.json()).error.message);
     for await (const event of events(response)) answer.take(event);
   } catch (error) {
@@ -225,14 +224,19 @@ for (const button of document.querySelectorAll("nav button")) {
 
 showSliders();
 offer();
-fetch("v1/models").then((response) => response.json()).then(({ data: [model] }) => {
+const meet = async () => {
+  const response = await askServer("v1/models");
+  if (!response.ok) return;
+  const { data: [model] } = await response.json();
   modelName = by("model").textContent = model.id;
   document.title = `${model.id} · playground`;
   if (!model.has_chat_template) {
     document.querySelector("input[value='continue']").checked = true;
     offer();
   }
-});
+};
+onUnlock(meet);
+meet();
 startCharts(by("charts"), (state, text) => {
   if (by("health").dataset.state === state) return;
   by("health").dataset.state = state;

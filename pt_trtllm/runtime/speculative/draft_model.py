@@ -15,6 +15,7 @@ from pt_trtllm.errors import PtError
 from pt_trtllm.network.logits import Logits
 from pt_trtllm.network.step import StepBatch
 from pt_trtllm.runtime.kv_space import KvSpace
+from pt_trtllm.runtime.rank_log import log_traceback
 from pt_trtllm.runtime.request import Request, Sequence
 from pt_trtllm.runtime.sampling import Sampler
 from pt_trtllm.runtime.scheduler import Scheduler
@@ -89,17 +90,25 @@ class DraftModel:
     def advance(self, mirrors: list[Mirror], lead: int) -> list[Mirror]:
         """One pass for those with less than `lead` guesses; returns who got one. Empty: nobody can."""
         for mirror in mirrors:
-            mirror.sequence.paused = len(mirror.guesses) >= lead or mirror.room <= 0
+            sequence = mirror.sequence
+            sequence.paused = len(mirror.guesses) >= lead or mirror.room <= 0 or sequence.finish_reason is not None
         if all(mirror.sequence.paused for mirror in mirrors):
             return []
         while (step := self._scheduler.next_step()) is not None:
             logits, at, advanced = self._forward(step.batch), 0, set()
+            finite = logits.finite_rows()
             for share in step.shares:
-                rows = logits.rows[at : at + share.num_rows]
-                at += share.num_rows
-                for row in rows[len(rows) - share.num_deciding :]:
-                    sequence = share.sequence
-                    sequence.output_ids.append(sequence.sampler.next_token(row, len(sequence.output_ids)))
+                sequence, at = share.sequence, at + share.num_rows
+                for row in range(at - share.num_deciding, at):
+                    try:
+                        if not finite[row]:
+                            raise PtError("the draft engine's logits are not finite")
+                        token = sequence.sampler.next_token(logits.rows[row], len(sequence.output_ids))
+                    except Exception as error:  # its answer goes on without guesses
+                        log_traceback(error)
+                        sequence.fail(PtError(str(error)))
+                        break
+                    sequence.output_ids.append(token)
                     advanced.add(sequence)
             self._scheduler.finish_step()
             if advanced:

@@ -10,7 +10,6 @@ Guesses that come late are compared with what was decided meanwhile: those that 
 from __future__ import annotations
 
 import os
-import queue
 import subprocess
 import threading
 import time
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from pt_trtllm.runtime.options import RuntimeOptions
-from pt_trtllm.runtime.protocol import Channel, Message, request_from_json, request_to_json
+from pt_trtllm.runtime.protocol import Channel, Inbox, Message, request_from_json, request_to_json
 from pt_trtllm.runtime.request import Sequence
 from pt_trtllm.runtime.speculative.draft_model import DraftModel, Mirror
 from pt_trtllm.runtime.world import World
@@ -27,7 +26,6 @@ from pt_trtllm.runtime.world import World
 LAUNCHERS_OWN = ("OMPI_", "PMIX_", "PRTE_", "PMI_", "MPI_LOCAL")
 ALL_CORES = os.sched_getaffinity(0)
 """Read when the program starts: later, a rank binds itself to its own."""
-GONE: Message = {"type": "shutdown"}
 
 
 class DraftService:
@@ -35,11 +33,10 @@ class DraftService:
 
     def __init__(self, model: DraftModel, channel: Channel, lead: int) -> None:
         self._model, self._channel, self._lead = model, channel, lead
-        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._mirrors: dict[int, Mirror] = {}
 
     def run(self) -> None:
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._inbox = Inbox(self._channel)
         self._channel.send({"type": "ready"})
         may_advance = False
         while self._take_messages(wait=not may_advance):
@@ -49,14 +46,6 @@ class DraftService:
                 ids = {mirror: number for number, mirror in self._mirrors.items()}
                 guesses = [[ids[mirror], mirror.num_decided, mirror.guesses] for mirror in advanced]
                 self._channel.send({"type": "guesses", "guesses": guesses})
-
-    def _listen(self) -> None:
-        try:
-            for message in self._channel:
-                self._inbox.put(message)
-        except (OSError, ValueError):
-            pass  # a client that vanishes is one that said shutdown
-        self._inbox.put(GONE)
 
     def _take_messages(self, *, wait: bool) -> bool:
         """Handles what has arrived; sleeps while there is nothing to guess. False: shut down."""

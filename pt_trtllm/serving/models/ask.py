@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -32,8 +34,9 @@ class Calls:
                     pass
             self._ended.append(running)
 
-    def stop(self, core: str, request_id: str) -> None:
-        """`request_id`: of a request to the core, or the stream id that our core gives. Its stream ends normally."""
+    def stop(self, core: str, stream: str) -> None:
+        """`stream`: the id that our core gave it, or we gave the request; never what a client chose, for another client
+        may have chosen the same. The stream ends normally."""
         inputs = [
             pb_utils.Tensor("input_ids", np.zeros((1, 1), np.int32)),
             pb_utils.Tensor("input_lengths", np.ones((1, 1), np.int32)),
@@ -41,10 +44,29 @@ class Calls:
             pb_utils.Tensor("stop", np.ones((1, 1), bool)),
         ]
         stop = pb_utils.InferenceRequest(
-            model_name=core, request_id=request_id, requested_output_names=["output_ids"], inputs=inputs
+            model_name=core, request_id=stream, requested_output_names=["output_ids"], inputs=inputs
         )
         for _ in self.responses(stop):
             pass
+
+    @contextmanager
+    def stopped_when_cancelled(self, sender: Any, core: str, request_id: str, period_s: float) -> Iterator[None]:
+        """While the block waits for the core's only response: stops the core's request when the client has left."""
+        has_ended = threading.Event()
+
+        def watch() -> None:
+            while not has_ended.wait(period_s):
+                if sender.is_cancelled():
+                    self.stop(core, request_id)
+                    return
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            has_ended.set()
+            watcher.join()  # the sender may not be asked anything after the final response
 
     def is_cancelled(self, asked: Any) -> bool:
         """Of a request or its sender. The question waits in the same queue as the ends of calls, unless its answer is

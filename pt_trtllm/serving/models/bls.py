@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from pt_trtllm.errors import ConfigError, ServingError
+from pt_trtllm.errors import ConfigError
 from pt_trtllm.runtime.detokenize import AnswerText
 from pt_trtllm.serving import tensors as declared
+from pt_trtllm.serving.error_marks import read_mark
 from pt_trtllm.serving.models.ask import Calls
 from pt_trtllm.serving.models.health import refuse_if_engine_is_down
 from pt_trtllm.serving.models.triton import (
@@ -27,15 +28,17 @@ from pt_trtllm.serving.models.triton import (
     array,
     error_response,
     flag,
+    is_decoupled,
     open_tokenizer,
     parameters,
     scalar,
     strings,
 )
+from pt_trtllm.serving.models.unary import refuse_stream
 
 CANCEL_CHECK_S = 0.1
 CORE_OUTPUTS = tuple(tensor.name for tensor in declared.CORE_OUTPUTS)
-PRIVATE_OUTPUTS = tuple(tensor.name for tensor in declared.CORE_PRIVATE_OUTPUTS if tensor.name != "stream_id")
+PRIVATE_OUTPUTS = tuple(tensor.name for tensor in declared.CORE_PRIVATE_OUTPUTS)
 PUBLIC_OUTPUTS = frozenset(tensor.name for tensor in declared.ENSEMBLE_OUTPUTS)
 
 
@@ -47,11 +50,13 @@ class BlsModel:
         self._core = values.get("tensorrt_llm_model_name", "tensorrt_llm")
         self._exclude = flag(values.get("exclude_input_in_output"), False, "exclude_input_in_output")
         self._with_private = flag(values.get("core_makes_text"), False, "core_makes_text")
+        self._is_decoupled = is_decoupled(args)
         self._calls = Calls()
 
     def execute(self, requests: list[Any]) -> None:
+        answer = self._answer if self._is_decoupled else self._answer_once
         for request in requests:
-            self._answer(request, request.get_response_sender())
+            answer(request, request.get_response_sender())
 
     def _answer(self, request: Any, sender: Any) -> None:
         """The sender may not be asked anything after the final response."""
@@ -67,16 +72,45 @@ class BlsModel:
         else:
             sender.send(last, flags=FINAL)
 
+    def _answer_once(self, request: Any, sender: Any) -> None:
+        """Where models are not decoupled: everything in one response."""
+        tensors: list[Any] = []  # held in a name until they are sent, as in `Call.send`
+        try:
+            if not self._calls.is_cancelled(sender):
+                tensors = self._whole(request, sender)
+                self._calls.is_cancelled(sender)  # lets go of what the chain's calls have kept
+            response = pb_utils.InferenceResponse(tensors)
+        except Exception as error:  # whatever it is, the client must hear of it
+            response = error_response(error)
+        sender.send(response, flags=FINAL)
+
+    def _whole(self, request: Any, sender: Any) -> list[Any]:
+        _refuse_drafts(request)
+        refuse_stream(scalar(request, "stream"), "stream")
+        request_id = f"bls-{uuid.uuid4().hex}"  # of the core's request alone: it may be stopped by that name
+        inputs = self._inputs(request)
+        with self._calls.stopped_when_cancelled(sender, self._core, request_id, CANCEL_CHECK_S):
+            (made,) = self._core_responses(request_id, inputs)
+        if self._with_private:
+            made["text_output"] = made.pop("text_piece").reshape(-1)
+        else:
+            ids, lengths = made["output_ids"], made["sequence_length"].reshape(-1).tolist()
+            rows = zip(ids.reshape(-1, ids.shape[-1]).tolist(), lengths, strict=True)
+            made["text_output"] = strings(*(self._tokenizer.decode(row[:length]) for row, length in rows))
+        return [pb_utils.Tensor(name, values) for name, values in made.items() if name in PUBLIC_OUTPUTS]
+
     def _chain(self, request: Any, sender: Any) -> None:
-        for name in ("num_draft_tokens", "use_draft_logits"):
-            if scalar(request, name):
-                raise ConfigError(f"{name} is set, but there is no draft model; leave it out")
-        request_id = request.request_id() or f"bls-{uuid.uuid4().hex}"
+        _refuse_drafts(request)
         streams = bool(scalar(request, "stream"))
         texts: dict[Any, _Text] = defaultdict(lambda: _Text(AnswerText(self._tokenizer)))
         whole: dict[Any, list[dict[str, Any]]] = defaultdict(list)
         next_check = time.monotonic() + CANCEL_CHECK_S
+        own_id = f"bls-{uuid.uuid4().hex}"
+        # Our core gives each stream a name of its own. Another core knows requests by their ids only, and clients may
+        # have chosen the same: there it gets an id of ours.
+        request_id = request.request_id() if self._with_private else own_id
         for made in self._core_responses(request_id, self._inputs(request)):
+            stream = bytes(made["stream_id"].reshape(-1)[0]).decode() if "stream_id" in made else own_id
             key = tuple(
                 int(made[name].reshape(-1)[0]) if name in made else 0 for name in ("batch_index", "sequence_index")
             )
@@ -88,12 +122,12 @@ class BlsModel:
             if time.monotonic() >= next_check:
                 next_check = time.monotonic() + CANCEL_CHECK_S
                 if sender.is_cancelled():
-                    self._calls.stop(self._core, request_id)
+                    self._calls.stop(self._core, stream)
         for pieces in whole.values():
             _send(sender, _joined(pieces))
 
     def _inputs(self, request: Any) -> list[Any]:
-        """Preprocessed, and what goes to the core as it is. It always streams, so that a cancellation is seen early."""
+        """Preprocessed, and what goes to the core as it is. It streams where it can: a cancellation is seen early."""
         sources = declared.PREPROCESSING_STEP.items()
         given = [pb_utils.Tensor(n, values) for n, source in sources if (values := array(request, source)) is not None]
         response = pb_utils.InferenceRequest(
@@ -102,7 +136,7 @@ class BlsModel:
             inputs=given,
         ).exec()
         if response.has_error():
-            raise ServingError(response.error().message())
+            raise read_mark(response.error().message()).as_error()
         made = {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
         values = {name: made[source] for name, source in declared.PREPROCESSED.items()}
         public = {tensor.name for tensor in declared.ENSEMBLE_INPUTS}
@@ -111,7 +145,7 @@ class BlsModel:
             if tensor.name not in values and source in public and (given_values := array(request, source)) is not None:
                 values[tensor.name] = given_values
         count = len(values["input_ids"])
-        values["streaming"] = np.ones((count, 1), bool)
+        values["streaming"] = np.full((count, 1), self._is_decoupled)
         if "exclude_input_in_output" not in values:
             values["exclude_input_in_output"] = np.full((count, 1), self._exclude)
         return [pb_utils.Tensor(name, value) for name, value in values.items()]
@@ -126,10 +160,16 @@ class BlsModel:
         )
         for response in self._calls.responses(request):
             if response.has_error():
-                raise ServingError(response.error().message())
+                raise read_mark(response.error().message()).as_error()
             tensors = {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
             if "output_ids" in tensors:
                 yield tensors
+
+
+def _refuse_drafts(request: Any) -> None:
+    for name in ("num_draft_tokens", "use_draft_logits"):
+        if scalar(request, name):
+            raise ConfigError(f"{name} is set, but there is no draft model; leave it out")
 
 
 class _Text:

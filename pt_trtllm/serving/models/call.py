@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -15,6 +16,7 @@ import triton_python_backend_utils as pb_utils
 
 from pt_trtllm.runtime.request import Request
 from pt_trtllm.serving.answer import Answer, Piece
+from pt_trtllm.serving.error_marks import marked
 from pt_trtllm.serving.models.triton import FINAL, error_response, strings
 
 
@@ -74,7 +76,7 @@ class Call:
             part.pieces.append(piece)
             if piece.finish_reason is None:
                 return
-            piece = _joined(part.pieces)
+            piece = joined(part.pieces)
         if piece.token_ids or piece.text or piece.finish_reason:
             # Held in a name until they are sent: Triton drops outputs that nobody asked for without Python's lock, and
             # must not be the last to hold them.
@@ -88,7 +90,24 @@ class Call:
         """Answers with an error. Only as the first response: an error in mid-stream would hang an ensemble."""
         if not self.done:
             self.done = True
-            self._sender.send(error_response(error, pb_utils.TritonError.UNAVAILABLE), flags=FINAL)
+            self._sender.send(error_response(error), flags=FINAL)
+
+    def give_up(self, error: Exception) -> None:
+        """Ends with an error whatever went wrong before, in mid-stream too."""
+        if self.done:
+            return
+        try:
+            if self._sent:
+                part = next(iter(self.parts.values()))
+                tensors = self._tensors(part, Piece(token_ids=[], text="", finish_reason="error", error=error))
+                self._sender.send(pb_utils.InferenceResponse(tensors))
+                self._end()
+            else:
+                self.fail(error)
+        except Exception:  # nothing can be said any more, but the end
+            self.done = True
+            with contextlib.suppress(Exception):
+                self._sender.send(flags=FINAL)
 
     def is_cancelled(self) -> bool:
         return not self.done and bool(self._sender.is_cancelled())
@@ -127,7 +146,7 @@ class Call:
         if piece.finish_reason:
             tensors.append(_string("finish_reason", piece.finish_reason))
         if piece.error is not None:
-            tensors.append(_string("error_message", str(piece.error)))
+            tensors.append(_string("error_message", marked(piece.error)))
         if "text_piece" in wanted:
             tensors.append(_string("text_piece", text))
         if "stream_id" in wanted:
@@ -149,7 +168,7 @@ def parts_of(request: Request) -> list[Request]:
     return [dataclasses.replace(request, params=params) for params in request.params.samples()]
 
 
-def _joined(pieces: list[Piece]) -> Piece:
+def joined(pieces: list[Piece]) -> Piece:
     return Piece(
         token_ids=[token for piece in pieces for token in piece.token_ids],
         text="".join(piece.text for piece in pieces),

@@ -10,6 +10,8 @@ import os
 import queue
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +20,25 @@ import triton_python_backend_utils as pb_utils
 from pt_trtllm import env
 from pt_trtllm.errors import ConfigError, PtError
 from pt_trtllm.runtime.options import RuntimeOptions
+from pt_trtllm.runtime.request import Request
 from pt_trtllm.serving.answer import Answer
 from pt_trtllm.serving.control import END, DrainFollower
 from pt_trtllm.serving.models.call import Call, CallOptions, Part, parts_of
 from pt_trtllm.serving.models.decode import decode_requests, prompt_text
 from pt_trtllm.serving.models.health import HealthSignal
 from pt_trtllm.serving.models.metrics import EngineMetrics, log_request
-from pt_trtllm.serving.models.triton import FINAL, error_response, flag, open_tokenizer, parameters, scalar
-from pt_trtllm.serving.supervisor import EngineSettings, EngineSupervisor, QueueFull, Unavailable
+from pt_trtllm.serving.models.triton import (
+    FINAL,
+    error_response,
+    flag,
+    is_decoupled,
+    open_tokenizer,
+    parameters,
+    scalar,
+)
+from pt_trtllm.serving.models.unary import UnaryCall, refuse_stream
+from pt_trtllm.serving.supervisor import EngineSettings, EngineSupervisor, Unavailable
+from pt_trtllm.serving.threads import Complaints, start_essential
 
 TIMEOUT, CANCELLED = "timeout", "cancelled"
 
@@ -35,7 +48,9 @@ class CoreModel:
         values = parameters(args)
         self._tokenizer = open_tokenizer(values)
         self._exclude = flag(values.get("exclude_input_in_output"), False, "exclude_input_in_output")
+        self._is_decoupled = is_decoupled(args)
         self._period_s = int(values.get("cancellation_check_period_ms", "100")) / 1e3
+        self._complain = Complaints(pb_utils.Logger.log_error)
         self._calls: dict[str, Call] = {}
         """By stream id."""
         self._lock = threading.Lock()
@@ -51,11 +66,9 @@ class CoreModel:
         self._metrics = EngineMetrics(args["model_name"], args["model_version"], self._engine.config.limits)
         self._stats_period_s = int(values.get("stats_check_period_ms", "1000")) / 1e3
         self._closing = threading.Event()
-        self._sender = threading.Thread(target=self._send_all, name="pt-trtllm-sender", daemon=True)
-        self._sender.start()
-        self._publisher = threading.Thread(target=self._publish_stats, name="pt-trtllm-stats", daemon=True)
-        self._publisher.start()
-        threading.Thread(target=self._leave_with_server, args=(os.getppid(),), daemon=True).start()
+        self._sender = start_essential("pt-trtllm-sender", self._send_all)
+        self._publisher = start_essential("pt-trtllm-stats", self._publish_stats)
+        start_essential("pt-trtllm-orphan", partial(self._leave_with_server, os.getppid()))
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
@@ -64,10 +77,6 @@ class CoreModel:
                     self._stop(request)
                 else:
                     self._accept(request)
-            except QueueFull as error:
-                _refuse(request, error, pb_utils.TritonError.UNAVAILABLE)
-            except Unavailable as error:
-                _refuse(request, error, pb_utils.TritonError.UNAVAILABLE)
             except Exception as error:  # one bad request must not fail the others
                 _refuse(request, error)
 
@@ -82,8 +91,10 @@ class CoreModel:
         if self._drain.order:
             raise Unavailable("the server is shutting down; ask another one")
         wanted = decode_requests(request, self._engine.config, self._tokenizer)
+        if not wanted:
+            raise ConfigError("input_ids has no prompt, expected at least one")
         options = self._call_options(request)
-        call = Call(request, options, len(wanted), wanted[0].params.n if wanted else 0)
+        call = self._new_call(request, options, wanted)
         for row, own in enumerate(wanted):
             before = prompt_text(request, own, row, self._tokenizer) if options.include_prompt else ""
             for index, sample in enumerate(parts_of(own)):
@@ -95,7 +106,7 @@ class CoreModel:
             self._owners.update(dict.fromkeys(answers, call))
             is_next = call.deadline < self._next_check
             self._next_check = min(self._next_check, call.deadline)
-        if is_next and answers:
+        if is_next:
             self._news.put(answers[0])  # the sender waits for what was next before
         try:
             ids = self._engine.submit([(answer.request, answer) for answer in answers])
@@ -104,6 +115,17 @@ class CoreModel:
             raise
         for answer, request_id in zip(answers, ids, strict=True):
             answer.id = request_id
+        if call.done:
+            self._cancel(call, CANCELLED)  # it was given up before its ids were known
+
+    def _new_call(self, request: Any, options: CallOptions, wanted: list[Request]) -> Call:
+        samples = [own.params.n for own in wanted]
+        if self._is_decoupled:
+            return Call(request, options, len(wanted), samples[0])
+        refuse_stream(options.streaming, "stream (streaming)")
+        if len(set(samples)) > 1:
+            raise ConfigError(f"num_return_sequences is {samples}, expected the same for all prompts of a request")
+        return UnaryCall(request, options, len(wanted), samples[0], scalar(request, "pad_id") or 0)
 
     def _call_options(self, request: Any) -> CallOptions:
         exclude = scalar(request, "exclude_input_in_output")
@@ -127,25 +149,39 @@ class CoreModel:
         if not name:
             raise ConfigError("stop needs the id of the request that is to be stopped; send it as the request id")
         self._stops.append(name)
-        request.get_response_sender().send(flags=FINAL)
+        if self._is_decoupled:
+            request.get_response_sender().send(flags=FINAL)
+        else:
+            request.get_response_sender().send(pb_utils.InferenceResponse([]), flags=FINAL)
 
     def _send_all(self) -> None:
-        """The only thread that talks to Triton about running requests."""
+        """The only thread that talks to Triton about running requests: what fails for one of them is that one's own."""
         while True:
             try:
                 answer = self._news.get(timeout=max(0.0, self._next_check - time.monotonic()))
                 if answer is None:
                     return
-                self._send(answer)
+                self._of_one(self._owners.get(answer), self._send, answer)
             except queue.Empty:
                 pass
             if time.monotonic() >= self._next_check:
                 self._check_calls()
 
-    def _send(self, answer: Answer) -> None:
-        call = self._owners.get(answer)
+    def _of_one(self, call: Call | None, work: Callable[..., None], *arguments: Any) -> None:
+        """Does something for a call, which alone ends should that fail."""
+        if call is None:
+            return
+        try:
+            work(call, *arguments)
+        except Exception as error:
+            self._complain(f"request {call.request_id or call.stream_id} was given up", error)
+            call.give_up(error)
+            self._cancel(call, CANCELLED)
+            self._forget(call)
+
+    def _send(self, call: Call, answer: Answer) -> None:
         piece = answer.take()
-        if call is None or piece is None:
+        if piece is None:
             return
         call.send(call.parts[answer], piece)
         if piece.finish_reason:
@@ -157,19 +193,31 @@ class CoreModel:
 
     def _check_calls(self) -> None:
         stops, self._stops = self._stops, []
-        now, before = time.monotonic(), self._drain.order
-        order = self._drain.look(len(self._calls))
-        if order and not before:
-            self._health.failed("the server is shutting down")
+        order = self._look_for_orders()
         for call in list(self._calls.values()):
             is_stopped = order == END or call.request_id in stops or call.stream_id in stops
-            if is_stopped or call.is_cancelled():
-                self._cancel(call, CANCELLED)
-            elif now > call.deadline:
-                self._cancel(call, TIMEOUT)
+            self._of_one(call, self._check, is_stopped)
         with self._lock:
+            now = time.monotonic()
             deadlines = [call.deadline for call in self._calls.values() if call.deadline >= now]
             self._next_check = min([now + self._period_s, *deadlines])
+
+    def _check(self, call: Call, is_stopped: bool) -> None:
+        if is_stopped or call.is_cancelled():
+            self._cancel(call, CANCELLED)
+        elif time.monotonic() > call.deadline:
+            self._cancel(call, TIMEOUT)
+
+    def _look_for_orders(self) -> str:
+        before = self._drain.order
+        try:
+            order = self._drain.look(len(self._calls))
+        except OSError as error:  # a full disk
+            self._complain("the server's orders cannot be read or answered", error)
+            return before
+        if order and not before:
+            self._health.failed("the server is shutting down")
+        return order
 
     def _cancel(self, call: Call, reason: str) -> None:
         for answer in call.parts:
@@ -194,18 +242,27 @@ class CoreModel:
 
     def _publish_stats(self) -> None:
         while not self._closing.wait(self._stats_period_s):
-            self._metrics.update(self._engine.stats(), len(self._owners))  # those that are not yet counted as ended
+            try:
+                stats = self._engine.stats()
+                self._metrics.update(stats, len(self._owners))  # those that are not yet counted as ended
+            except Exception as error:
+                self._complain("metrics were not set", error)
 
     def _leave_with_server(self, server_pid: int) -> None:
         """A server that was killed cannot end its models; they must not outlive it."""
         while os.getppid() == server_pid:
             time.sleep(0.5)
-        self._engine.close()
-        os._exit(1)
+        try:
+            self._engine.close()
+        finally:
+            os._exit(1)
 
 
-def _refuse(request: Any, error: Exception, code: int | None = None) -> None:
-    request.get_response_sender().send(error_response(error, code), flags=FINAL)
+def _refuse(request: Any, error: Exception) -> None:
+    try:
+        request.get_response_sender().send(error_response(error), flags=FINAL)
+    except Exception as again:  # the other requests of the same call go on
+        pb_utils.Logger.log_error(f"a request could not be refused: {type(again).__name__}: {again}")
 
 
 def _settings(values: dict[str, str]) -> EngineSettings:

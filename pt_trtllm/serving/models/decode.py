@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from pt_trtllm.engine.bundle import EngineConfig
 from pt_trtllm.errors import ConfigError
+from pt_trtllm.runtime.params import MAX_STOP_LENGTH, MAX_STOP_STRINGS
 from pt_trtllm.runtime.request import Request
 from pt_trtllm.runtime.tokenizer import Tokenizer
 from pt_trtllm.serving.models.triton import array, scalar, text, texts
@@ -52,8 +54,15 @@ def _given(triton_request: Any, row: int, tokenizer: Tokenizer, vocab_size: int)
     for token in (token for word in words for token in word):
         if not 0 <= token < vocab_size:
             raise ConfigError(f"stop_words_list has token id {token}, outside the vocabulary of {vocab_size}")
-    spelled = tuple(tokenizer.decode(word) for word in words if len(word) > 1)  # only text can span several tokens
-    bias = array(triton_request, "embedding_bias")
+    phrases = [word for word in words if len(word) > 1]  # only text can span several tokens
+    longest = max(map(len, phrases), default=0)
+    if len(phrases) > MAX_STOP_STRINGS or longest > MAX_STOP_LENGTH:  # before the work of spelling them
+        raise ConfigError(
+            f"stop_words_list has {len(phrases)} words of several tokens, the longest of {longest}; "
+            f"expected at most {MAX_STOP_STRINGS} of at most {MAX_STOP_LENGTH}"
+        )
+    spelled = tuple(map(tokenizer.decode, phrases))
+    bias, own_ids = array(triton_request, "embedding_bias"), array(triton_request, "stop_token_ids")
     return Given(
         values={name: scalar(triton_request, name, row) for name in NUMBERS},
         stop=stop or tuple(word for word in spelled if word),
@@ -61,6 +70,9 @@ def _given(triton_request: Any, row: int, tokenizer: Tokenizer, vocab_size: int)
         bad_words=texts(triton_request, "bad_words", row),
         bad_ids=_words(triton_request, "bad_words_list", row),
         guide=_guide(triton_request, row),
+        stop_token_ids=() if own_ids is None else tuple(own_ids.reshape(len(own_ids), -1)[row].tolist()),
+        logit_bias=_json(triton_request, "logit_bias", row),
+        own_bad_ids=_json(triton_request, "bad_words_ids", row),
         bias=() if bias is None or not bias.size else tuple(bias.reshape(len(bias), -1)[row].tolist()),
     )
 
@@ -70,6 +82,14 @@ def _guide(triton_request: Any, row: int) -> tuple[str, str] | None:
     if not kinds and not guides:
         return None
     return kinds[0] if kinds else "", guides[0] if guides else ""
+
+
+def _json(triton_request: Any, name: str, row: int) -> Any:
+    given = texts(triton_request, name, row)
+    try:
+        return json.loads(given[0]) if given else None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{name} is not valid JSON: {error}") from None
 
 
 def _words(triton_request: Any, name: str, row: int) -> tuple[tuple[int, ...], ...]:

@@ -8,16 +8,18 @@ tritonserver to run with explicit model control, as `pt-trtllm serve` starts it;
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import queue
+import socket
 import threading
-import urllib.request
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pt_trtllm import env
 from pt_trtllm.errors import ServingError
-from pt_trtllm.serving.control import CONTROL_HEADER, IS_RESTARTED
+from pt_trtllm.serving.control import HTTP_SOCKET, IS_RESTARTED
 
 MODEL = "tensorrt_llm_bls"
 PARAMETER = "engine_failure"
@@ -30,11 +32,12 @@ def refuse_if_engine_is_down(parameters: Mapping[str, str]) -> None:
 
 
 class HealthSignal:
-    """Talks to the server's HTTP port. The Python backend has calls for this, but in 2.51 they end the server when
-    other threads of the model are busy with it."""
+    """Talks to the server's private HTTP socket. The Python backend has calls for this, but in 2.51 they end the
+    server when other threads of the model are busy with it."""
 
     def __init__(self) -> None:
-        self._url, self._key = env.TRITON_CONTROL_URL.get(), env.TRITON_CONTROL_KEY.get()
+        folder = env.TRITON_CONTROL_DIR.get()
+        self._socket = Path(folder) / HTTP_SOCKET if folder else None
         self._news: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         threading.Thread(target=self._follow, name="pt-trtllm-health", daemon=True).start()
 
@@ -64,12 +67,25 @@ class HealthSignal:
             is_down = reason is not None
 
     def _ask(self, action: str, body: dict[str, Any]) -> None:
-        if not self._url:
+        if self._socket is None:
             return
-        request = urllib.request.Request(
-            f"{self._url}/v2/repository/models/{MODEL}/{action}",
-            data=json.dumps(body).encode(),
-            headers={CONTROL_HEADER: self._key},
-        )
-        with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=TIMEOUT_S):
-            pass
+        with contextlib.suppress(OSError, http.client.HTTPException), _Connection(self._socket) as connection:
+            connection.request("POST", f"/v2/repository/models/{MODEL}/{action}", json.dumps(body))
+            connection.getresponse().read()
+
+
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("triton", timeout=TIMEOUT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(TIMEOUT_S)
+        self.sock.connect(str(self._path))
+
+    def __enter__(self) -> _Connection:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

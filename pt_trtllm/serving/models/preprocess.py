@@ -1,19 +1,40 @@
-"""The `preprocessing` model: text to token ids."""
+"""The `preprocessing` model: text to token ids.
+
+What is long is tokenized in threads of its own, so that it keeps nobody else waiting; Triton's Python backend lets its
+response follow when `execute` has returned.
+"""
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from pt_trtllm.errors import ConfigError
-from pt_trtllm.runtime.tokenizer import Tokenizer
-from pt_trtllm.serving.models.triton import array, error_response, flag, open_tokenizer, parameters, scalar, text, texts
+from pt_trtllm.serving.models.triton import (
+    FINAL,
+    array,
+    error_response,
+    flag,
+    open_tokenizer,
+    parameters,
+    scalar,
+    taken,
+    text,
+    texts,
+)
+from pt_trtllm.serving.tensors import PREPROCESSING_INPUTS
 from pt_trtllm.serving.word_lists import pack_words
 
 NO_TOKEN = -1
 """As an end token: none ends the answer."""
+INPUTS = tuple(tensor.name for tensor in PREPROCESSING_INPUTS)
+LONG = 1 << 14
+"""Characters, of all texts of a request together: tens of milliseconds."""
+LONG_AT_A_TIME = 2
+"""The library lets other threads run meanwhile (`encode_in_thread`)."""
 
 
 class PreprocessModel:
@@ -22,17 +43,31 @@ class PreprocessModel:
         self._tokenizer = open_tokenizer(values)
         self._end_id, self._pad_id = int(values.get("end_id", NO_TOKEN)), int(values.get("pad_id", NO_TOKEN))
         self._special = flag(values.get("add_special_tokens"), True, "add_special_tokens")
+        limit = values.get("max_input_len")
+        self._max_tokens = int(limit) if limit else None
+        self._threads = ThreadPoolExecutor(LONG_AT_A_TIME, "pt-trtllm-long-texts")
 
-    def execute(self, requests: list[Any]) -> list[Any]:
-        responses = []
+    def execute(self, requests: list[Any]) -> None:
         for request in requests:
-            try:
-                responses.append(pb_utils.InferenceResponse(self._tensors(request)))
-            except Exception as error:  # one bad request must not fail the others
-                responses.append(error_response(error))
-        return responses
+            sender, given = request.get_response_sender(), taken(request, INPUTS)
+            if _num_characters(given) > LONG:
+                self._threads.submit(self._answer, sender, given)
+            else:
+                self._answer(sender, given)
 
-    def _tensors(self, request: Any) -> list[Any]:
+    def finalize(self) -> None:
+        self._threads.shutdown()
+
+    def _answer(self, sender: Any, given: dict[str, Any]) -> None:
+        tensors: list[Any] = []  # held in a name until they are sent: Triton must not be the last to hold them
+        try:
+            tensors = self._tensors(given)
+            response = pb_utils.InferenceResponse(tensors)
+        except Exception as error:  # whatever it is, the client must hear of it
+            response = error_response(error)
+        sender.send(response, flags=FINAL)
+
+    def _tensors(self, request: dict[str, Any]) -> list[Any]:
         queries = array(request, "QUERY")
         rows = [self._encode(value, "text_input") for value in queries.reshape(-1)]
         decoder = array(request, "DECODER_QUERY")
@@ -63,13 +98,17 @@ class PreprocessModel:
         ]
 
     def _encode(self, value: Any, name: str) -> list[int]:
-        return self._tokenizer.encode(text(value, name), add_special_tokens=self._special)
+        query = text(value, name)
+        if self._max_tokens is not None:
+            self._tokenizer.check_fits(query, self._max_tokens, name)
+        return self._tokens_of(query, self._special)
+
+    def _tokens_of(self, query: str, special: bool) -> list[int]:
+        encode = self._tokenizer.encode if len(query) <= LONG else self._tokenizer.encode_in_thread
+        return encode(query, add_special_tokens=special)
 
     def _words(self, request: Any, name: str, count: int) -> Any:
-        rows = [
-            [self._tokenizer.encode(word, add_special_tokens=False) for word in texts(request, name, row)]
-            for row in range(count)
-        ]
+        rows = [[self._tokens_of(word, False) for word in texts(request, name, row)] for row in range(count)]
         return pack_words(rows)
 
     def _bias(self, request: Any, count: int) -> Any:
@@ -83,15 +122,18 @@ class PreprocessModel:
                 f"embedding_bias_words has {len(words)} words, embedding_bias_weights {len(values)} numbers; "
                 "expected as many of both"
             )
-        return np.tile(_bias_row(self._tokenizer, words, values), (count, 1))
+        return np.tile(self._bias_row(words, values), (count, 1))
+
+    def _bias_row(self, words: tuple[str, ...], weights: list[float]) -> Any:
+        row = np.zeros(self._tokenizer.vocab_size, np.float32)
+        for word, weight in zip(words, weights, strict=True):
+            np.add.at(row, self._tokens_of(word, False), weight)
+        return row
 
 
-def _bias_row(tokenizer: Tokenizer, words: tuple[str, ...], weights: list[float]) -> Any:
-    row = np.zeros(tokenizer.vocab_size, np.float32)
-    for word, weight in zip(words, weights, strict=True):
-        for token in tokenizer.encode(word, add_special_tokens=False):
-            row[token] += weight
-    return row
+def _num_characters(given: dict[str, Any]) -> int:
+    """In bytes, which are at least as many."""
+    return sum(len(text) for values in given.values() if values.dtype == np.object_ for text in values.reshape(-1))
 
 
 def _padded(rows: list[list[int]], pad_id: int) -> tuple[Any, Any]:

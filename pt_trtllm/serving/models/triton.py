@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import json
+import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from pt_trtllm.errors import ConfigError, PtError
+from pt_trtllm.errors import ConfigError, Kind, PtError
 from pt_trtllm.runtime.tokenizer import Tokenizer
+from pt_trtllm.serving.error_marks import marked
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+CODES: dict[Kind, str] = {
+    "invalid": "INVALID_ARG",
+    "too_long": "INVALID_ARG",
+    "queue_full": "UNAVAILABLE",
+    "unavailable": "UNAVAILABLE",
+    "failed": "INTERNAL",
+}
+"""Names in `pb_utils.TritonError`, which is not there yet when models are imported."""
 
 
 def parameters(args: dict[str, str]) -> dict[str, str]:
@@ -20,6 +31,11 @@ def parameters(args: dict[str, str]) -> dict[str, str]:
     declared = json.loads(args["model_config"])["parameters"]
     values = {key: entry["string_value"] for key, entry in declared.items()}
     return {key: value for key, value in values.items() if value and not value.startswith("${")}
+
+
+def is_decoupled(args: dict[str, str]) -> bool:
+    """Whether a request may have any number of responses, or has exactly one."""
+    return bool(json.loads(args["model_config"]).get("model_transaction_policy", {}).get("decoupled"))
 
 
 def flag(text: str | None, default: bool, name: str) -> bool:
@@ -37,9 +53,17 @@ def open_tokenizer(values: dict[str, str]) -> Tokenizer:
 
 
 def array(request: Any, name: str) -> Any:
-    """An input, or None; [batch, ...] also where the model declares it as a scalar."""
+    """An input, or None; [batch, ...] also where the model declares it as a scalar. `request` may also be inputs that
+    were taken from one (`taken`)."""
+    if isinstance(request, dict):
+        return request.get(name)
     tensor = pb_utils.get_input_tensor_by_name(request, name)
     return None if tensor is None else tensor.as_numpy()
+
+
+def taken(request: Any, names: Iterable[str]) -> dict[str, Any]:
+    """Inputs that outlive `execute`: what a request shows of Triton's memory, it may not show later."""
+    return {name: values.copy() for name in names if (values := array(request, name)) is not None}
 
 
 def scalar(request: Any, name: str, row: int = 0) -> Any:
@@ -75,9 +99,10 @@ def strings(*values: str) -> Any:
     return np.array([value.encode() for value in values], dtype=np.object_)
 
 
-def error_response(error: Exception, code: int | None = None) -> Any:
-    """Bad input is INVALID_ARG unless told otherwise; what is not ours is INTERNAL."""
-    if code is None:
-        code = pb_utils.TritonError.INVALID_ARG if isinstance(error, PtError) else pb_utils.TritonError.INTERNAL
-    message = str(error) if isinstance(error, PtError) else f"{type(error).__name__}: {error}"
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(" ".join(message.split()), code))
+def error_response(error: Exception) -> Any:
+    """What goes wrong with a request, for its client; a failure of the server goes to its log as well."""
+    if not isinstance(error, PtError):
+        pb_utils.Logger.log_error("".join(traceback.format_exception(error)))
+    kind = error.kind if isinstance(error, PtError) else "failed"
+    code = getattr(pb_utils.TritonError, CODES[kind])
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(marked(error), code))

@@ -19,8 +19,8 @@ from pt_trtllm.testing.soak.service import KeptService
 ANSWER_S = 60.0
 """The server ends a request at this age; a client that hears nothing for longer counts it as lost."""
 LOST_S = 180.0
-NOT_TAKEN = ("queue_full", "unavailable")
-"""Kinds of errors of a server that may take the request later."""
+LATER = (429, 503)
+"""HTTP's words for a server that may take the request later."""
 
 
 class SoakClient:
@@ -50,7 +50,7 @@ class SoakClient:
                         break
         except (ServingError, OSError, http.client.HTTPException) as error:
             how, text = "failed", str(error)
-            if not num_tokens and _kind(error) in NOT_TAKEN:
+            if isinstance(error, ConnectionRefusedError) or (isinstance(error, ServingError) and not error.was_taken):
                 how = "refused"
             if "no word from the server" in text or isinstance(error, TimeoutError):
                 how = "wrong"
@@ -67,7 +67,7 @@ class SoakClient:
     def _triton(self, plan: Plan, request_id: str) -> Iterator[tuple[int, bool]]:
         params = SamplingParams(max_tokens=plan.max_tokens, **plan.options)
         prompt = self._tokenizer.encode(plan.prompt) if plan.path == CORE else plan.prompt
-        for chunk in self._client(plan.path).stream(prompt, params, timeout_s=ANSWER_S):
+        for chunk in self._client(plan.path).stream(prompt, params, timeout_s=ANSWER_S, request_id=request_id):
             yield len(chunk.token_ids), chunk.finish_reason is not None
 
     def _client(self, path: str) -> Client:
@@ -84,7 +84,7 @@ class SoakClient:
             response = connection.getresponse()
             if response.status != 200:
                 text = response.read().decode(errors="replace")
-                raise (ConnectionError if response.status in (429, 503) else ServingError)(text)
+                raise ServingError(text, was_taken=response.status not in LATER)
             has_ended = False
             for line in response:
                 if line.startswith(b"data: [DONE]"):
@@ -97,11 +97,3 @@ class SoakClient:
                     yield bool(choice["text"]), choice["finish_reason"] is not None
             if not has_ended:
                 raise ServingError("the stream was cut off")
-
-
-def _kind(error: Exception) -> str:
-    if "Exceeds" in str(error) or "restarted" in str(error):
-        return "unavailable"
-    if isinstance(error, ConnectionError):
-        return "unavailable"
-    return getattr(error, "kind", "")

@@ -1,0 +1,1 @@
+"""What clients reach instead of Triton's own HTTP port: bounded requests, and only to what is meant for them."""

@@ -1,0 +1,50 @@
+"""A process that outlives the launcher by a moment: when that ends, however it ends, nothing of the server stays.
+
+`python -m pt_trtllm.serving.guardian FOLDER`, with a pipe as its input that only the launcher can write to. It never
+does: the pipe ends with the launcher.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from pt_trtllm.serving.belongings import Belongings
+
+WAIT_S = 90.0
+
+
+class Guardian:
+    """The launcher's side."""
+
+    def __init__(self, belongings: Belongings) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "pt_trtllm.serving.guardian", str(belongings.folder)],
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True, pass_fds=[belongings.lock], preexec_fn=_ignore_signals,
+        )  # fmt: skip
+        os.close(belongings.lock)  # the guardian's from here on
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def dismiss(self) -> None:
+        """Returns when it has swept what was still there."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(WAIT_S)
+
+
+def _ignore_signals() -> None:
+    """From the first moment on: what is ignored stays so in the program that is started."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
+if __name__ == "__main__":
+    sys.stdin.buffer.read()
+    Belongings(Path(sys.argv[1])).sweep()

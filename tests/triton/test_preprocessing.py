@@ -1,0 +1,72 @@
+"""Long texts: refused by their length where they cannot fit, and otherwise in nobody's way."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+
+from pt_trtllm.runtime.tokenizer import Tokenizer
+from pt_trtllm.serving.server import TritonServer
+from pt_trtllm.testing.triton import EXAMPLE, post
+
+pytestmark = pytest.mark.triton
+
+WORD = "It is a truth. "
+
+
+def preprocess(server: TritonServer, query: str, *words: str) -> Any:
+    with triton.InferenceServerClient(server.grpc_url) as client:
+        return client.infer("preprocessing", question(query, *words))
+
+
+def question(query: str, *words: str) -> list[triton.InferInput]:
+    texts = {"QUERY": [query], "EMBEDDING_BIAS_WORDS": [*words]}
+    asked = [triton.InferInput("REQUEST_OUTPUT_LEN", [1, 1], "INT32")]
+    asked[0].set_data_from_numpy(np.array([[3]], np.int32))
+    if words:
+        asked.append(triton.InferInput("EMBEDDING_BIAS_WEIGHTS", [1, len(words)], "FP32"))
+        asked[-1].set_data_from_numpy(np.ones((1, len(words)), np.float32))
+    for name, values in texts.items():
+        if values:
+            asked.append(triton.InferInput(name, [1, len(values)], "BYTES"))
+            asked[-1].set_data_from_numpy(np.array([[value.encode() for value in values]], np.object_))
+    return asked
+
+
+def test_a_prompt_that_cannot_fit_is_refused_by_its_length(server: TritonServer) -> None:
+    tokenizer = Tokenizer(EXAMPLE)
+    most = 511 * tokenizer.longest_piece
+    for model in ("ensemble", "tensorrt_llm_bls"):
+        body = {"text_input": "x" * 3_000_000, "max_tokens": 2}
+        status, text = post(f"{server.http_url}/v2/models/{model}/generate", body)
+        assert status == 400
+        assert "text_input has 3000000 characters, which exceeds maximum input length (511): so many tokens" in text
+    assert preprocess(server, "x" * most).as_numpy("INPUT_ID").size > 0
+
+
+def test_a_long_text_gives_what_a_short_one_gives(server: TritonServer) -> None:
+    """It is tokenized in a thread of its own."""
+    result = preprocess(server, WORD, WORD * 5000)
+    ids = Tokenizer(EXAMPLE).encode(WORD)
+    assert result.as_numpy("INPUT_ID").tolist() == [ids]
+    counts = np.bincount(Tokenizer(EXAMPLE).encode(WORD * 5000, add_special_tokens=False))
+    assert result.as_numpy("EMBEDDING_BIAS")[0, : len(counts)].tolist() == counts.tolist()
+
+
+def test_a_long_text_keeps_nobody_waiting(server: TritonServer) -> None:
+    """It takes some seconds; on its way to the server, a few short ones are answered in any case."""
+    asked = question(WORD)
+    long = threading.Thread(target=lambda: preprocess(server, WORD, WORD * 150_000))
+    with triton.InferenceServerClient(server.grpc_url) as client:
+        client.infer("preprocessing", asked)
+        long.start()
+        answered = 0
+        while answered < 60 and long.is_alive():
+            client.infer("preprocessing", asked)
+            answered += 1
+    assert answered == 60, "all others waited for the long text"
+    long.join()
