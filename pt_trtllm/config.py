@@ -26,7 +26,8 @@ MAX_SIZE = (1 << 31) - 1
 MAX_LAYERS = 1 << 16
 MAX_PARTS = 1 << 20
 """Layers x tracks x experts: far above any model, and still soon listed."""
-MAX_SHOWN = 80
+SHOWN_LENGTH = 80
+SHOWN_ITEMS = 8
 DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -341,6 +342,19 @@ def is_finite_number(value: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    """In a message: of values that may be of any length, the beginning."""
-    text = repr(value)
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+    """For a message: short, on one line, and without the digits of numbers that Python refuses to spell."""
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"a number of {value.bit_length()} bits"
+    if isinstance(value, (list, tuple)):
+        inner = ", ".join(map(shown, value[:SHOWN_ITEMS])) + (", ..." if len(value) > SHOWN_ITEMS else "")
+        return _cut(f"[{inner}]")
+    if isinstance(value, dict):
+        some = ", ".join(f"{shown(key)}: {shown(entry)}" for key, entry in list(value.items())[:SHOWN_ITEMS])
+        return _cut("{" + some + (", ..." if len(value) > SHOWN_ITEMS else "") + "}")
+    if isinstance(value, str):
+        return _cut(repr(value[:SHOWN_LENGTH]))
+    return _cut(" ".join(str(value).split()))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= SHOWN_LENGTH else text[:SHOWN_LENGTH] + "..."

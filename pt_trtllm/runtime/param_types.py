@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pt_trtllm.runtime.values import is_number, is_token, is_whole, shown
+from pt_trtllm.config import shown
+from pt_trtllm.runtime.values import is_number, is_token, is_whole
 
 
 def wrong_types(params: object) -> list[str]:

@@ -7,9 +7,9 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from pt_trtllm.config import problems_to_error
+from pt_trtllm.config import problems_to_error, shown
 from pt_trtllm.runtime.param_types import wrong_types
-from pt_trtllm.runtime.values import is_encodable, shown
+from pt_trtllm.runtime.values import is_encodable
 
 GREEDY_TEMPERATURE = 1e-5
 """Below this, sampling is as good as greedy and would only overflow."""

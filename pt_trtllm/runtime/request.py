@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from pt_trtllm.config import shown
 from pt_trtllm.engine.bundle import EngineConfig
 from pt_trtllm.errors import ConfigError, PtError
 from pt_trtllm.network.logits import Row
@@ -18,7 +19,7 @@ from pt_trtllm.runtime.kv_blocks import HeldBlocks
 from pt_trtllm.runtime.logprobs import LogprobRow, top_logprobs
 from pt_trtllm.runtime.sampling import Sampler, SamplingParams
 from pt_trtllm.runtime.tokenizer import Tokenizer
-from pt_trtllm.runtime.values import is_number, is_whole, shown
+from pt_trtllm.runtime.values import is_number, is_whole
 
 
 @dataclass(frozen=True, kw_only=True)

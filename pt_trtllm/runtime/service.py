@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pt_trtllm.config import shown
 from pt_trtllm.errors import PtError
 from pt_trtllm.runtime.core import EngineCore
 from pt_trtllm.runtime.protocol import (
@@ -21,7 +22,7 @@ from pt_trtllm.runtime.protocol import (
 )
 from pt_trtllm.runtime.rank_log import log_traceback
 from pt_trtllm.runtime.request import Sequence
-from pt_trtllm.runtime.values import is_whole, shown
+from pt_trtllm.runtime.values import is_whole
 
 
 class Service:
