@@ -24,11 +24,10 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
 from pt_trtllm.engine.bundle import BuildLimits
-from pt_trtllm.processes import is_running
+from pt_trtllm.processes import is_running, parent, state
 from pt_trtllm.runtime.tokenizer import Tokenizer
 from pt_trtllm.serving.repository import DeployOptions
 from pt_trtllm.testing.soak.clients import SoakClient
@@ -71,7 +70,7 @@ def soak(given: argparse.Namespace, folder: Path) -> Report:
     options = DeployOptions(max_queue_size=128, max_tokens_in_paged_kv_cache=8192)
     repository = make_repository(folder, world_size=2, limits=LIMITS, options=options)
     tokenizer, rng = Tokenizer(EXAMPLE), random.Random(given.seed)
-    plans = draw_plans(given.requests, given.cancelled, given.seed)
+    plans = draw_plans(given.cancelled, given.seed)
     started, endings, faults, refusals, seen = time.monotonic(), list[Ending](), list[Fault](), 0, set[int]()
     give_up = started + given.max_seconds
     with KeptService(repository, EXAMPLE, folder) as service:
@@ -79,13 +78,17 @@ def soak(given: argparse.Namespace, folder: Path) -> Report:
         def part(count: int, targets: tuple[str, ...], num_faults: int) -> None:
             nonlocal refusals
             load = Load(
-                islice(plans, count), lambda: SoakClient(service, tokenizer), given.clients, give_up - time.monotonic()
+                plans,
+                lambda: SoakClient(service, tokenizer),
+                given.clients,
+                at_least=count,
+                end_s=give_up - time.monotonic(),
             )
             for target, number in draw_faults(num_faults, targets, rng):
                 seen.update(service.processes())
                 if (fault := inject(service, load, target, number, rng)) is not None:
                     faults.append(fault)
-            load.join()
+            load.finish()
             endings.extend(load.endings)
             refusals += load.num_refusals
 
@@ -93,11 +96,12 @@ def soak(given: argparse.Namespace, folder: Path) -> Report:
         part(min(200, given.requests // 10), (), 0)  # the server that came last is warm
         quiet = [becomes_quiet(service)]
         first, first_mib = descriptors(service.processes()), resident_mib(service.processes())
-        part(given.requests, (RANK,), given.faults - given.faults // 2)
+        part(given.requests - len(endings), (RANK,), given.faults - given.faults // 2)
         quiet.append(becomes_quiet(service))
         last, last_mib = descriptors(service.processes()), resident_mib(service.processes())
         names = {pid: describe(pid) for pid in first.keys() & last.keys()}
         seen.update(service.processes())
+        zombies = sorted(f"child of {describe(parent(pid))}" for pid in service.processes() if state(pid) == "Z")
         log = service.log_file.read_text(errors="replace")
     return {
         "machine": {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version()},
@@ -109,6 +113,7 @@ def soak(given: argparse.Namespace, folder: Path) -> Report:
             path: Counter(e.how for e in endings if e.plan.path == path) for path, _ in PATHS
         },
         "sent again after a refusal": refusals,
+        "errors": Counter(re.sub(r"[0-9]+", "#", e.text)[:160] for e in endings if e.how == "failed").most_common(20),
         "wrong": [f"{e.request_id}: {e.text}" for e in endings if e.how == "wrong"][:20],
         "log": against_log(endings, log),
         "faults": by_kind(faults),
@@ -117,6 +122,7 @@ def soak(given: argparse.Namespace, folder: Path) -> Report:
         "quiet with no KV block in use": quiet,
         "descriptors, first and last": {f"{names[pid]} ({pid})": [first[pid], last[pid]] for pid in sorted(names)},
         "MiB, first and last": {f"{names[p]} ({p})": [round(first_mib[p]), round(last_mib[p])] for p in sorted(names)},
+        "dead processes that nobody took in": zombies,
         "processes left": sorted(pid for pid in seen if is_running(pid)),
     }  # fmt: skip
 

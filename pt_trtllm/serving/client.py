@@ -132,7 +132,7 @@ class Client:
         while True:
             request.id = request_id or uuid.uuid4().hex
             try:
-                yield from self._attempt(request, None if timeout_s is None else timeout_s + SERVER_GRACE_S)
+                yield from self._attempt(request, params.n, None if timeout_s is None else timeout_s + SERVER_GRACE_S)
                 return
             except ServingError as error:
                 if error.was_taken or time.monotonic() + wait_s > give_up:
@@ -140,10 +140,10 @@ class Client:
             time.sleep(wait_s)
             wait_s = min(2 * wait_s, LONGEST_RETRY_S)
 
-    def _attempt(self, request: pb.ModelInferRequest, lost_after_s: float | None) -> Iterator[Chunk]:
+    def _attempt(self, request: pb.ModelInferRequest, num_samples: int, lost_after_s: float | None) -> Iterator[Chunk]:
         ask_for(request, self._outputs_of(request.model_name))
         call = self._server.ModelStreamInfer(iter([request]), timeout=lost_after_s)
-        failure, has_ended = None, False
+        failure, has_ended, num_whole = None, False, 0
         try:
             for message in call:
                 response = message.infer_response
@@ -151,13 +151,14 @@ class Client:
                 try:
                     if message.error_message:
                         raise read_mark(message.error_message).as_error(f"{self.url}: ")
-                    if response.outputs and self._is_decoupled(request.model_name):
-                        yield chunk(response)
-                    elif response.outputs:
-                        yield from samples(response)
+                    for piece in self._pieces(request.model_name, response):
+                        num_whole += piece.finish_reason is not None
+                        yield piece
                 except ServingError as error:  # raised behind the end: a stream that is ending is not to be cancelled
                     failure = error
         except grpc.RpcError as error:
+            if num_whole == num_samples:
+                return  # the server went away between the answer and the stream's own end
             if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise ServingError(f"{self.url}: no word from the server {SERVER_GRACE_S:g} s after the request's own "
                                    "timeout; it hangs or cannot be reached") from None  # fmt: skip
@@ -171,6 +172,11 @@ class Client:
             raise ServingError(
                 f"{self.url}: the server ended the stream before the answer's end; ask again", kind="unavailable"
             )
+
+    def _pieces(self, model: str, response: pb.ModelInferResponse) -> Sequence[Chunk]:
+        if not response.outputs:
+            return ()
+        return [chunk(response)] if self._is_decoupled(model) else samples(response)
 
     def _outputs_of(self, model: str) -> list[str]:
         if model not in self._outputs:

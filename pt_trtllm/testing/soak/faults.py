@@ -30,7 +30,7 @@ def draw_faults(count: int, targets: tuple[str, ...], rng: random.Random) -> lis
 
 
 def inject(service: KeptService, load: Load, target: str, number: signal.Signals, rng: random.Random) -> Fault | None:
-    """Waits until everything runs, hits one process, and waits until requests are answered again. None: too late."""
+    """Waits until everything runs, hits one process, and waits until requests are answered again. None: out of time."""
     load.wait_for_endings(rng.randrange(30, 90), RECOVERY_S)
     pids: list[int] = []
     while not pids and load.is_alive():  # ranks are being started

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from pt_trtllm.processes import command_line
+from pt_trtllm.processes import command_line, is_running
 
 FOLDERS = (Path("/dev/shm"), Path(tempfile.gettempdir()))
 
@@ -21,7 +21,7 @@ def left_on_disk() -> set[Path]:
 def descriptors(pids: Iterable[int]) -> dict[int, int]:
     """How many each process holds; without those that have ended."""
     counts = {}
-    for pid in pids:
+    for pid in filter(is_running, pids):
         with contextlib.suppress(OSError):
             counts[pid] = len(os.listdir(f"/proc/{pid}/fd"))
     return counts
@@ -38,11 +38,8 @@ def resident_mib(pids: Iterable[int]) -> dict[int, float]:
 def describe(pid: int) -> str:
     """A process by what it runs, short enough for a table."""
     words = command_line(pid).decode(errors="replace").split("\0")
-    for mark in ("pt_trtllm.runtime.worker", "tritonserver", "mpirun", "openai", "serve"):
-        if any(mark in word for word in words[:5]):
-            return mark if "stub" not in words[0] else f"model {_model(words)}"
-    return f"model {_model(words)}" if "stub" in words[0] else " ".join(words)[:60]
-
-
-def _model(words: list[str]) -> str:
-    return next((Path(word).parents[1].name for word in words if word.endswith("model.py")), "?")
+    if model := next((Path(word).parents[1].name for word in words if word.endswith("/model.py")), ""):
+        return f"model {model}"
+    if "-m" in words[:-1]:
+        return " ".join(words[words.index("-m") + 1 :][:2]).partition(" /")[0]
+    return Path(words[0]).name

@@ -1,4 +1,4 @@
-"""Clients that keep asking until every plan has ended."""
+"""Clients that keep asking."""
 
 from __future__ import annotations
 
@@ -15,13 +15,20 @@ AGAIN_S = 0.2
 
 
 class Load:
-    """Runs plans on threads of their own; use it in a `with` block, which ends when all have ended."""
+    """Runs plans on threads of their own."""
 
     def __init__(
-        self, plans: Iterator[Plan], make_client: Callable[[], SoakClient], num_clients: int, end_s: float
+        self,
+        plans: Iterator[Plan],
+        make_client: Callable[[], SoakClient],
+        num_clients: int,
+        *,
+        at_least: int,
+        end_s: float,
     ) -> None:
-        """`end_s`: no new request is begun after so long."""
-        self._plans, self._make_client = plans, make_client
+        """Goes on until so many requests have begun and `finish` was called; none is begun after `end_s`."""
+        self._plans, self._make_client, self._left = plans, make_client, at_least
+        self._may_end = False
         self._give_up = time.monotonic() + end_s
         self._changed = threading.Condition()
         self.endings: list[Ending] = []
@@ -48,7 +55,8 @@ class Load:
     def is_alive(self) -> bool:
         return any(thread.is_alive() for thread in self._threads)
 
-    def join(self) -> None:
+    def finish(self) -> None:
+        self._may_end = True
         for thread in self._threads:
             thread.join()
 
@@ -74,4 +82,7 @@ class Load:
 
     def _next(self) -> Plan | None:
         with self._changed:
-            return next(self._plans, None)
+            if self._may_end and self._left <= 0:
+                return None
+            self._left -= 1
+            return next(self._plans)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,10 +43,10 @@ class Ending:
     """Of the error."""
 
 
-def draw_plans(count: int, cancelled: float, seed: int) -> Iterator[Plan]:
-    """Short and long, greedy and sampled, guided, with stop strings and log-probabilities."""
+def draw_plans(cancelled: float, seed: int) -> Iterator[Plan]:
+    """Without end: short and long, greedy and sampled, guided, with stop strings and log-probabilities."""
     rng = random.Random(seed)
-    for number in range(count):
+    for number in itertools.count():
         max_tokens = rng.choice((1, 4, 12, 24, 48))
         yield Plan(
             number=number,
