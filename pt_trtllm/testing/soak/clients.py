@@ -6,7 +6,7 @@ import http.client
 import json
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 
 from pt_trtllm.errors import ServingError
@@ -64,7 +64,7 @@ class SoakClient:
             plan=plan, request_id=request_id, how=how, began=began, ended=ended, num_tokens=num_tokens, text=text
         )
 
-    def _triton(self, plan: Plan, request_id: str) -> Iterator[tuple[int, bool]]:
+    def _triton(self, plan: Plan, request_id: str) -> Generator[tuple[int, bool], None, None]:
         params = SamplingParams(max_tokens=plan.max_tokens, **plan.options)
         prompt = self._tokenizer.encode(plan.prompt) if plan.path == CORE else plan.prompt
         for chunk in self._client(plan.path).stream(prompt, params, timeout_s=ANSWER_S, request_id=request_id):
@@ -75,7 +75,7 @@ class SoakClient:
             self._clients[path] = Client(self._service.grpc_url, model=path)
         return self._clients[path]
 
-    def _openai(self, plan: Plan, request_id: str) -> Iterator[tuple[int, bool]]:
+    def _openai(self, plan: Plan, request_id: str) -> Generator[tuple[int, bool], None, None]:
         body = {"model": "soaked", "prompt": plan.prompt, "max_tokens": plan.max_tokens, "stream": True, **plan.options}
         headers = {"Content-Type": "application/json", "X-Request-Id": request_id}
         connection = http.client.HTTPConnection(self._service.front.address.removeprefix("http://"), timeout=LOST_S)

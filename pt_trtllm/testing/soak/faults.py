@@ -22,7 +22,7 @@ class Fault:
     target: str
     number: signal.Signals
     outage_s: float | None
-    """From the signal to the end of the first answer to a request that began after it; None where none came."""
+    """From the signal until every door has answered a request that began after it; None where one never did."""
 
 
 def draw_faults(count: int, targets: tuple[str, ...], rng: random.Random) -> list[tuple[str, signal.Signals]]:
@@ -41,5 +41,5 @@ def inject(service: KeptService, load: Load, target: str, number: signal.Signals
     began = time.monotonic()
     with contextlib.suppress(ProcessLookupError):
         os.kill(rng.choice(pids), number)
-    ended = load.wait_for_answer_begun_after(began, RECOVERY_S)
+    ended = load.wait_for_answers_begun_after(began, RECOVERY_S)
     return Fault(target=target, number=number, outage_s=None if ended is None else ended - began)

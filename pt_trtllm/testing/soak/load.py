@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from pt_trtllm.testing.soak.clients import SoakClient
-from pt_trtllm.testing.soak.requests import Ending, Plan
+from pt_trtllm.testing.soak.requests import PATHS, Ending, Plan
 
 AGAIN_S = 0.2
 """Before a request that was not taken is sent again."""
@@ -33,18 +33,24 @@ class Load:
         self._changed = threading.Condition()
         self.endings: list[Ending] = []
         self.num_refusals = 0
-        self._last_began = 0.0
-        """Of the answered request that began last."""
         self._threads = [threading.Thread(target=self._run, name=f"client-{i}") for i in range(num_clients)]
         for thread in self._threads:
             thread.start()
 
-    def wait_for_answer_begun_after(self, moment: float, timeout_s: float) -> float | None:
-        """When the first such answer ended; None where none came."""
+    def wait_for_answers_begun_after(self, moment: float, timeout_s: float) -> float | None:
+        """When every door had answered a request that began after that moment; None where one of them has not."""
+
+        def firsts() -> dict[str, float]:
+            found: dict[str, float] = {}
+            for ending in self.endings:
+                if ending.how == "answered" and ending.began > moment:
+                    found.setdefault(ending.plan.path, ending.ended)
+            return found
+
         with self._changed:
-            self._changed.wait_for(lambda: self._last_began > moment or not self.is_alive(), timeout_s)
-            ends = [e.ended for e in self.endings if e.how == "answered" and e.began > moment]
-        return min(ends, default=None)
+            self._changed.wait_for(lambda: len(firsts()) == len(PATHS) or not self.is_alive(), timeout_s)
+            found = firsts()
+        return max(found.values()) if len(found) == len(PATHS) else None
 
     def wait_for_endings(self, count: int, timeout_s: float) -> None:
         """So many more."""
@@ -72,8 +78,6 @@ class Load:
                     time.sleep(AGAIN_S)
                 with self._changed:
                     self.endings.append(ending)
-                    if ending.how == "answered":
-                        self._last_began = max(self._last_began, ending.began)
                     self._changed.notify_all()
         finally:
             client.close()

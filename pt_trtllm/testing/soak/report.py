@@ -25,6 +25,7 @@ def judge(report: Report) -> list[str]:
         "an answer has no line in the log": report["log"]["answered without a line"],
         "blocks of the KV cache or requests are left": not all(report["quiet with no KV block in use"]),
         "processes are left": report["processes left"],
+        "dead processes are left": report["dead processes that nobody took in"],
         "shared memory is left": report["left in shared memory"],
         "files are left": report["left in the folder of temporary files"],
         "descriptors are left": [
