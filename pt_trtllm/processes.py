@@ -74,6 +74,14 @@ def state(pid: int) -> str:
         return "X"
 
 
+def parent(pid: int) -> int:
+    """0 where there is no such process."""
+    try:
+        return int(_status(pid)[PARENT])
+    except OSError:
+        return 0
+
+
 def is_running(pid: int) -> bool:
     """False for a zombie too: an orphan stays one where nobody takes in the dead (an init that does not reap)."""
     return state(pid) not in ("Z", "X")

@@ -13,7 +13,7 @@ import grpc
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
-from pt_trtllm.errors import ServingError
+from pt_trtllm.errors import Kind, ServingError
 from pt_trtllm.runtime.params import SamplingParams
 from pt_trtllm.serving.addresses import channel_options
 from pt_trtllm.serving.error_marks import read_mark
@@ -69,7 +69,9 @@ class Client:
                 raise ServingError(f"{url}: the server is not live")
         except grpc.RpcError as error:
             self.close()
-            raise ServingError(f"{url}: no Triton server answers there: {error.details()}") from None
+            raise ServingError(
+                f"{url}: no Triton server answers there: {error.details()}", kind="unavailable", was_taken=False
+            ) from None
 
     def is_ready(self) -> bool:
         """Whether the model takes requests."""
@@ -80,26 +82,43 @@ class Client:
             return False
 
     def generate(
-        self, prompt: str | Sequence[int], params: SamplingParams | None = None, *, timeout_s: float | None = None
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None = None,
+        *,
+        timeout_s: float | None = None,
+        request_id: str = "",
     ) -> Completion:
-        """The whole answer at once. The server ends it after `timeout_s`, with what there is by then."""
+        """The whole answer at once. The server ends it after `timeout_s`, with what there is by then, and its log knows
+        it by `request_id`."""
         text, ids, reason = "", tuple[int, ...](), ""
-        for piece in self._stream(prompt, params, stream=False, timeout_s=timeout_s):
+        for piece in self._stream(prompt, params, request_id, stream=False, timeout_s=timeout_s):
             text, ids, reason = text + piece.text, ids + piece.token_ids, piece.finish_reason or reason
         return Completion(text=text, token_ids=ids, finish_reason=reason)
 
     def stream(
-        self, prompt: str | Sequence[int], params: SamplingParams | None = None, *, timeout_s: float | None = None
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None = None,
+        *,
+        timeout_s: float | None = None,
+        request_id: str = "",
     ) -> Iterator[Chunk]:
         """The answer piece by piece; leaving the loop early cancels the request. Models that are not decoupled have one
         piece per sample."""
-        return self._stream(prompt, params, stream=True, timeout_s=timeout_s)
+        return self._stream(prompt, params, request_id, stream=True, timeout_s=timeout_s)
 
     def close(self) -> None:
         self._channel.close()
 
     def _stream(
-        self, prompt: str | Sequence[int], params: SamplingParams | None, *, stream: bool, timeout_s: float | None
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None,
+        request_id: str,
+        *,
+        stream: bool,
+        timeout_s: float | None,
     ) -> Iterator[Chunk]:
         params = params or SamplingParams()
         options: dict[str, Any] = {"stream": stream, "timeout_s": timeout_s}
@@ -111,8 +130,9 @@ class Client:
             ask_in_one(request, params)
         give_up, wait_s = time.monotonic() + self._retry_for_s, FIRST_RETRY_S
         while True:
+            request.id = request_id or uuid.uuid4().hex
             try:
-                yield from self._attempt(request, None if timeout_s is None else timeout_s + SERVER_GRACE_S)
+                yield from self._attempt(request, params.n, None if timeout_s is None else timeout_s + SERVER_GRACE_S)
                 return
             except ServingError as error:
                 if error.was_taken or time.monotonic() + wait_s > give_up:
@@ -120,11 +140,10 @@ class Client:
             time.sleep(wait_s)
             wait_s = min(2 * wait_s, LONGEST_RETRY_S)
 
-    def _attempt(self, request: pb.ModelInferRequest, lost_after_s: float | None) -> Iterator[Chunk]:
-        request.id = uuid.uuid4().hex
+    def _attempt(self, request: pb.ModelInferRequest, num_samples: int, lost_after_s: float | None) -> Iterator[Chunk]:
         ask_for(request, self._outputs_of(request.model_name))
         call = self._server.ModelStreamInfer(iter([request]), timeout=lost_after_s)
-        failure, has_ended = None, False
+        failure, has_ended, num_whole = None, False, 0
         try:
             for message in call:
                 response = message.infer_response
@@ -132,41 +151,56 @@ class Client:
                 try:
                     if message.error_message:
                         raise read_mark(message.error_message).as_error(f"{self.url}: ")
-                    if response.outputs and self._is_decoupled(request.model_name):
-                        yield chunk(response)
-                    elif response.outputs:
-                        yield from samples(response)
+                    for piece in self._pieces(request.model_name, response):
+                        num_whole += piece.finish_reason is not None
+                        yield piece
                 except ServingError as error:  # raised behind the end: a stream that is ending is not to be cancelled
                     failure = error
         except grpc.RpcError as error:
+            if num_whole == num_samples:
+                return  # the server went away between the answer and the stream's own end
             if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise ServingError(f"{self.url}: no word from the server {SERVER_GRACE_S:g} s after the request's own "
                                    "timeout; it hangs or cannot be reached") from None  # fmt: skip
-            raise ServingError(f"{self.url}: {error.details()}") from None
+            kind: Kind = "unavailable" if error.code() == grpc.StatusCode.UNAVAILABLE else "failed"
+            raise ServingError(f"{self.url}: {error.details()}", kind=kind) from None
         finally:
             call.cancel()
         if failure is not None:
             raise failure
         if not has_ended:
-            raise ServingError(f"{self.url}: the server ended the stream before the answer's end; ask again")
+            raise ServingError(
+                f"{self.url}: the server ended the stream before the answer's end; ask again", kind="unavailable"
+            )
+
+    def _pieces(self, model: str, response: pb.ModelInferResponse) -> Sequence[Chunk]:
+        if not response.outputs:
+            return ()
+        return [chunk(response)] if self._is_decoupled(model) else samples(response)
 
     def _outputs_of(self, model: str) -> list[str]:
         if model not in self._outputs:
-            try:
-                answer = self._server.ModelMetadata(pb.ModelMetadataRequest(name=model), timeout=READY_TIMEOUT_S)
-            except grpc.RpcError as error:
-                raise ServingError(f"{self.url}: {model} does not say its outputs: {error.details()}") from None
+            answer = self._ask(self._server.ModelMetadata, pb.ModelMetadataRequest(name=model))
             self._outputs[model] = [output.name for output in answer.outputs]
         return self._outputs[model]
 
     def _is_decoupled(self, model: str) -> bool:
         if model not in self._decoupled:
-            try:
-                answer = self._server.ModelConfig(pb.ModelConfigRequest(name=model), timeout=READY_TIMEOUT_S)
-            except grpc.RpcError as error:
-                raise ServingError(f"{self.url}: {model} does not say how it answers: {error.details()}") from None
+            answer = self._ask(self._server.ModelConfig, pb.ModelConfigRequest(name=model))
             self._decoupled[model] = answer.config.model_transaction_policy.decoupled
         return self._decoupled[model]
+
+    def _ask(self, method: Any, question: Any) -> Any:
+        """What a model is like; asked before a request is sent."""
+        try:
+            return method(question, timeout=READY_TIMEOUT_S)
+        except grpc.RpcError as error:
+            is_away = error.code() == grpc.StatusCode.UNAVAILABLE
+            raise ServingError(
+                f"{self.url}: {question.name} does not say what it takes and gives: {error.details()}",
+                kind="unavailable" if is_away else "failed",
+                was_taken=not is_away,
+            ) from None
 
     def __enter__(self) -> Client:
         return self

@@ -8,7 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pt_trtllm.checkpoint.convert import ConvertOptions, convert
 from pt_trtllm.engine.build import BuildOptions, build
@@ -19,6 +19,16 @@ from pt_trtllm.serving.server import TritonServer
 from pt_trtllm.serving.server_options import ServerOptions
 
 EXAMPLE = Path(__file__).parents[2] / "examples/tiny-pt"
+
+
+class RunningServer(Protocol):
+    """A running server, whoever keeps it."""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def metrics_url(self) -> str: ...
 
 
 def make_repository(folder: Path, *, world_size: int, limits: BuildLimits, options: DeployOptions) -> Path:
@@ -51,14 +61,14 @@ def server_sent_events(body: str) -> list[dict[str, Any]]:
     return [json.loads(line.removeprefix("data: ")) for line in body.splitlines() if line.startswith("data: ")]
 
 
-def metrics(server: TritonServer) -> dict[str, float]:
+def metrics(server: RunningServer) -> dict[str, float]:
     """Every sample of the metrics port, by its name and labels as written there."""
     with urllib.request.urlopen(server.metrics_url, timeout=240) as response:
         lines = response.read().decode().splitlines()
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[:1] != "#")}
 
 
-def metric(server: TritonServer, family: str, label: str | None = None) -> float:
+def metric(server: RunningServer, family: str, label: str | None = None) -> float:
     """The sum of a family's samples; only of those with this label value, where one is given."""
     return sum(
         value
@@ -74,7 +84,7 @@ def wait_until(condition: Any, timeout_s: float, what: str) -> None:
         time.sleep(0.05)
 
 
-def wait_until_quiet(server: TritonServer, what: str, timeout_s: float = 240.0) -> None:
+def wait_until_quiet(server: RunningServer, what: str, timeout_s: float = 240.0) -> None:
     """Nothing runs, nothing waits, no block of the KV cache is in use: by gauges that were set from now on."""
     asked = time.time()
     zeros = [("nv_trt_llm_request_metrics", label) for label in ("active", "scheduled", "waiting")]
@@ -87,7 +97,7 @@ def wait_until_quiet(server: TritonServer, what: str, timeout_s: float = 240.0) 
     wait_until(is_quiet, timeout_s, what)
 
 
-def ranks_of(server: TritonServer) -> dict[int, int]:
+def ranks_of(server: RunningServer) -> dict[int, int]:
     """rank -> pid, of the worlds that this server's own models started."""
     return {rank: pid for pid in descendants(server.pid) for rank in _rank_of(pid)}
 
