@@ -6,10 +6,13 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Container
 from pathlib import Path
 
 PARENT, EXIT_CODE = 1, 49
 """Columns of /proc/PID/stat behind the name; the first is the state."""
+ENDED_OR_STOPPED = ("Z", "T")
+"""States. A debugger's own is another one."""
 
 
 def descendants(pid: int) -> set[int]:
@@ -35,16 +38,23 @@ def with_environment(entry: str) -> set[int]:
     return found
 
 
-def dead_children(pid: int) -> dict[int, str]:
-    """Children that have ended and that their parent has not asked for, with how they ended."""
-    dead = {}
+def lost_children(pid: int) -> dict[int, str]:
+    """Children that have ended and that their parent has not asked for, or that a signal has stopped; each with how."""
+    lost = {}
     for child in descendants(pid):
         with contextlib.suppress(OSError, IndexError, ValueError):
             status = _status(child)
-            if status[0] == "Z" and int(status[PARENT]) == pid:
-                code = os.waitstatus_to_exitcode(int(status[EXIT_CODE]))
-                dead[child] = f"exit code {code}" if code >= 0 else signal.Signals(-code).name
-    return dead
+            if int(status[PARENT]) == pid and status[0] in ENDED_OR_STOPPED:
+                lost[child] = "was stopped by a signal" if status[0] == "T" else f"ended with {_end(status)}"
+    return lost
+
+
+def take_in_orphans(besides: Container[int]) -> None:
+    """Lets this process's dead children go that it did not start, but has become the parent of."""
+    for child in descendants(os.getpid()):
+        with contextlib.suppress(OSError, ChildProcessError):
+            if child not in besides and _status(child)[0] == "Z" and parent(child) == os.getpid():
+                os.waitpid(child, os.WNOHANG)
 
 
 def end_processes(pids: set[int], grace_s: float = 5.0) -> None:
@@ -85,6 +95,11 @@ def parent(pid: int) -> int:
 def is_running(pid: int) -> bool:
     """False for a zombie too: an orphan stays one where nobody takes in the dead (an init that does not reap)."""
     return state(pid) not in ("Z", "X")
+
+
+def _end(status: list[str]) -> str:
+    code = os.waitstatus_to_exitcode(int(status[EXIT_CODE]))
+    return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
 
 
 def _is_gone(pid: int) -> bool:

@@ -46,7 +46,8 @@ def command(model_repository: Path, extra: tuple[str, ...], **options: Any) -> i
         try:
             while server.poll() is None:
                 time.sleep(CHECK_PERIOD_S)
-                if lost := server.lost_model():
+                server.take_in_orphans()
+                if lost := server.lost_process():
                     last_lines = server.log_tail()
                     server.close(exit_timeout_s=0.0)
                     raise ServingError(f"the {lost}, which Triton cannot mend, so the server was ended; start it "

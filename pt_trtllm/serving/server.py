@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pt_trtllm.errors import ServingError
-from pt_trtllm.processes import dead_children, descendants
+from pt_trtllm.processes import descendants, lost_children, state, take_in_orphans
 from pt_trtllm.serving.addresses import answers, free_port, listen, reachable
 from pt_trtllm.serving.belongings import Belongings, sweep_crashed
 from pt_trtllm.serving.child import PRIVATE_UMASK, adopt_orphans, confine_server, end_with_parent
@@ -49,7 +49,7 @@ class TritonServer:
         self.log_file = self.options.log_file or self._belongings.folder / "tritonserver.log"
         if self.options.log_file is None:
             self.log_file.touch(0o600)
-        self._dead: dict[int, str] = {}
+        self._lost: dict[int, str] = {}
         try:
             self._start(repository, binary)
         except BaseException:
@@ -76,14 +76,26 @@ class TritonServer:
         """The server's exit code; None while it runs."""
         return self._process.poll()
 
-    def lost_model(self) -> str:
-        """How a model's process, or the HTTP front, died; empty while all live. Triton waits for a model forever, and
-        so do its clients."""
+    def lost_process(self) -> str:
+        """Which of the server's processes has died or stands still, and how; empty while all run. Triton waits for a
+        model forever, and so do its clients. Asked again and again: what Triton ends itself is not dead for long."""
         if (code := self._front.poll()) is not None:
             return f"HTTP front ended with {code}"
-        now, self._dead = self._dead, dead_children(self._process.pid)
-        lasting = sorted(now.items() & self._dead.items())  # one that Triton ends itself is not dead for long
-        return f"model's process {lasting[0][0]} ended with {lasting[0][1]}" if lasting else ""
+        now, self._lost = self._lost, self._lost_now()
+        lasting = sorted(now.items() & self._lost.items())
+        return lasting[0][1] if lasting else ""
+
+    def _lost_now(self) -> dict[int, str]:
+        models = lost_children(self._process.pid)
+        lost = {pid: f"model's process {pid} {how}" for pid, how in models.items()}
+        for name, process in (("tritonserver", self._process), ("HTTP front", self._front)):
+            if state(process.pid) == "T":
+                lost[process.pid] = f"{name} was stopped by a signal"
+        return lost
+
+    def take_in_orphans(self) -> None:
+        """Ranks whose launcher died come to this process. For a process that starts nothing but this server."""
+        take_in_orphans(besides=(self._process.pid, self._front.pid, self._guardian.pid))
 
     def is_ready(self) -> bool:
         return answers(f"{self.http_url}/v2/health/ready")

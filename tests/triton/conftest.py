@@ -41,7 +41,7 @@ def server(repository: Path) -> Iterator[TritonServer]:
     with start_server(repository) as running:
         yield running
         assert running.poll() is None, f"the server died:\n{running.log_tail(40)}"
-        assert not [lost for _ in range(2) if (lost := running.lost_model())], running.log_tail(40)
+        assert not [lost for _ in range(2) if (lost := running.lost_process())], running.log_tail(40)
 
 
 @pytest.fixture

@@ -151,7 +151,7 @@ def test_a_lost_rank_fails_what_is_in_flight_and_comes_back(
     with Client(own_server.grpc_url) as client:
         assert client.generate("It is", SamplingParams(max_tokens=3)).finish_reason == "length"
     assert num_restarts(own_server) == restarts + 1
-    wait_until(lambda: not own_server.lost_model(), LONGEST_S, "models that Triton ended itself are not lost")
+    wait_until(lambda: not own_server.lost_process(), LONGEST_S, "models that Triton ended itself are not lost")
     wait_until_gone([victim])
 
 
@@ -228,7 +228,10 @@ def test_a_server_told_to_end_lets_streams_end_and_leaves_nothing(repository: Pa
     wait_until_gone(started)
 
 
-def test_a_lost_model_ends_the_server(repository: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "how"), [(signal.SIGKILL, "ended with SIGKILL"), (signal.SIGSTOP, "was stopped by a signal")]
+)
+def test_a_lost_model_ends_the_server(repository: Path, number: signal.Signals, how: str) -> None:
     """Triton 2.51 does not replace it and waits for it: clients must not."""
     with served(repository) as command:
         process, url, out = command.process, command.grpc_url, command.printed
@@ -238,11 +241,11 @@ def test_a_lost_model_ends_the_server(repository: Path) -> None:
             next(stream)
             for pid in started:
                 if b"tensorrt_llm_bls" in command_line(pid):
-                    os.kill(pid, signal.SIGKILL)
+                    os.kill(pid, number)
             with pytest.raises(ServingError):
                 list(itertools.chain(stream, client.stream("It is", LONG)))  # the first may have come before
         assert process.wait(LONGEST_S) == 1
-        assert "ended with SIGKILL, which Triton cannot mend, so the server was ended" in out.read_text()
+        assert f"{how}, which Triton cannot mend, so the server was ended" in out.read_text()
     wait_until_gone(started)
 
 

@@ -40,7 +40,7 @@ def unary(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     with start_server(repository) as running:
         yield running
         assert running.poll() is None, f"the server died:\n{running.log_tail(40)}"
-        assert not [lost for _ in range(2) if (lost := running.lost_model())], running.log_tail(40)
+        assert not [lost for _ in range(2) if (lost := running.lost_process())], running.log_tail(40)
 
 
 @pytest.fixture(scope="module")

@@ -12,18 +12,20 @@ import http.client
 import json
 import queue
 import socket
-import threading
+import time
 from collections.abc import Mapping
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 from pt_trtllm import env
 from pt_trtllm.errors import ServingError
 from pt_trtllm.serving.control import HTTP_SOCKET, IS_RESTARTED
+from pt_trtllm.serving.threads import start_essential
 
 MODEL = "tensorrt_llm_bls"
 PARAMETER = "engine_failure"
-TIMEOUT_S = 30.0
+TIMEOUT_S, RETRY_S = 30.0, 1.0
 
 
 def refuse_if_engine_is_down(parameters: Mapping[str, str]) -> None:
@@ -39,7 +41,7 @@ class HealthSignal:
         folder = env.TRITON_CONTROL_DIR.get()
         self._socket = Path(folder) / HTTP_SOCKET if folder else None
         self._news: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        threading.Thread(target=self._follow, name="pt-trtllm-health", daemon=True).start()
+        start_essential("pt-trtllm-health", self._follow)
 
     def failed(self, reason: str) -> None:
         self._news.put(reason)
@@ -53,7 +55,9 @@ class HealthSignal:
         while True:
             reason = self._news.get()
             if reason is None:
-                self._ask("load", {})
+                # Until it is ready again, or there is other news: the server may be busy, or short of something.
+                while not self._ask("load", {}) and self._news.empty():
+                    time.sleep(RETRY_S)
             elif not is_down:
                 config = {
                     "name": MODEL,
@@ -66,12 +70,16 @@ class HealthSignal:
                 self._ask("load", {"parameters": {"config": json.dumps(config)}})  # fails, as it shall
             is_down = reason is not None
 
-    def _ask(self, action: str, body: dict[str, Any]) -> None:
+    def _ask(self, action: str, body: dict[str, Any]) -> bool:
+        """Whether it was done. Without a server of ours there is nobody to ask."""
         if self._socket is None:
-            return
+            return True
         with contextlib.suppress(OSError, http.client.HTTPException), _Connection(self._socket) as connection:
             connection.request("POST", f"/v2/repository/models/{MODEL}/{action}", json.dumps(body))
-            connection.getresponse().read()
+            response = connection.getresponse()
+            response.read()
+            return response.status == HTTPStatus.OK
+        return False
 
 
 class _Connection(http.client.HTTPConnection):

@@ -1,0 +1,54 @@
+"""What /proc says about children."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from pt_trtllm.processes import lost_children, state, take_in_orphans
+from pt_trtllm.testing.triton import wait_until
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def children() -> Iterator[list[int]]:
+    """Two processes that wait."""
+    with ExitStack() as stack:
+        started = [
+            stack.enter_context(subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE))
+            for _ in range(2)
+        ]
+        yield [process.pid for process in started]
+        for process in started:
+            process.kill()
+
+
+def test_children_that_ended_or_stand_still_are_lost(children: list[int]) -> None:
+    child, other = children
+    assert not lost_children(os.getpid()).keys() & {child, other}
+    os.kill(child, signal.SIGSTOP)
+    wait_until(lambda: state(child) == "T", 60, "it is stopped")
+    assert lost_children(os.getpid())[child] == "was stopped by a signal"
+    os.kill(child, signal.SIGCONT)
+    wait_until(lambda: child not in lost_children(os.getpid()), 60, "it goes on")
+    os.kill(child, signal.SIGKILL)
+    wait_until(lambda: state(child) == "Z", 60, "it is dead")
+    assert lost_children(os.getpid())[child] == "ended with SIGKILL"
+    assert other not in lost_children(os.getpid())
+
+
+def test_dead_children_are_taken_in_but_those_that_somebody_asks_for(children: list[int]) -> None:
+    take_in_orphans(besides=())
+    assert [state(pid) for pid in children] != ["X", "X"], "they live"
+    for pid in children:
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: [state(pid) for pid in children] == ["Z", "Z"], 60, "they are dead")
+    take_in_orphans(besides=children[:1])
+    assert [state(pid) for pid in children] == ["Z", "X"]
