@@ -25,6 +25,8 @@ SERVER_GRACE_S = 10.0
 """A server ends a request at its timeout, with what it has; one that is this late is lost."""
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.1, 2.0
 READY_TIMEOUT_S = 30.0
+NO_CONNECTION = "failed to connect to all addresses"
+"""How gRPC says that it has sent nothing."""
 CHANNEL = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
@@ -163,7 +165,8 @@ class Client:
                 raise ServingError(f"{self.url}: no word from the server {SERVER_GRACE_S:g} s after the request's own "
                                    "timeout; it hangs or cannot be reached") from None  # fmt: skip
             kind: Kind = "unavailable" if error.code() == grpc.StatusCode.UNAVAILABLE else "failed"
-            raise ServingError(f"{self.url}: {error.details()}", kind=kind) from None
+            was_taken = NO_CONNECTION not in (error.details() or "")
+            raise ServingError(f"{self.url}: {error.details()}", kind=kind, was_taken=was_taken) from None
         finally:
             call.cancel()
         if failure is not None:
@@ -195,10 +198,11 @@ class Client:
         try:
             return method(question, timeout=READY_TIMEOUT_S)
         except grpc.RpcError as error:
-            is_away = error.code() == grpc.StatusCode.UNAVAILABLE
+            told = read_mark(error.details() or "")
+            is_away = error.code() == grpc.StatusCode.UNAVAILABLE or told.kind == "unavailable"
             raise ServingError(
                 f"{self.url}: {question.name} does not say what it takes and gives: {error.details()}",
-                kind="unavailable" if is_away else "failed",
+                kind="unavailable" if is_away else told.kind,
                 was_taken=not is_away,
             ) from None
 

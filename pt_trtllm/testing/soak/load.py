@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from pt_trtllm.testing.soak.clients import SoakClient
 from pt_trtllm.testing.soak.requests import PATHS, Ending, Plan
 
-AGAIN_S = 0.2
-"""Before a request that was not taken is sent again."""
+FIRST_RETRY_S, LONGEST_RETRY_S = 0.1, 2.0
+"""Before a request that was not taken is sent again, as `Client` waits."""
 
 
 class Load:
@@ -73,9 +73,11 @@ class Load:
         client = self._make_client()
         try:
             while time.monotonic() < self._give_up and (plan := self._next()) is not None:
+                wait_s = FIRST_RETRY_S
                 while (ending := client.ask(plan)).how == "refused" and time.monotonic() < self._give_up:
                     self.num_refusals += 1
-                    time.sleep(AGAIN_S)
+                    time.sleep(wait_s)
+                    wait_s = min(2 * wait_s, LONGEST_RETRY_S)
                 with self._changed:
                     self.endings.append(ending)
                     self._changed.notify_all()
