@@ -6,6 +6,7 @@ Field names follow Hugging Face where a name exists. Counts of heads and feed-fo
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping as MappingABC
 from dataclasses import dataclass
@@ -341,15 +342,20 @@ def is_finite_number(value: Any) -> bool:
         return False
 
 
-def shown(value: Any) -> str:
-    """For a message: short, on one line, and without the digits of numbers that Python refuses to spell."""
+def shown(value: Any, levels: int = 4) -> str:
+    """For a message: short, on one line, and without the digits of numbers that Python refuses to spell. Of what is
+    nested, the upper levels."""
     if isinstance(value, int) and value.bit_length() > 256:
         return f"a number of {value.bit_length()} bits"
+    if isinstance(value, (list, tuple, dict)) and not levels:
+        return "..."
     if isinstance(value, (list, tuple)):
-        inner = ", ".join(map(shown, value[:SHOWN_ITEMS])) + (", ..." if len(value) > SHOWN_ITEMS else "")
-        return _cut(f"[{inner}]")
+        inner = ", ".join(shown(entry, levels - 1) for entry in value[:SHOWN_ITEMS])
+        return _cut(f"[{inner}{', ...' if len(value) > SHOWN_ITEMS else ''}]")
     if isinstance(value, dict):
-        some = ", ".join(f"{shown(key)}: {shown(entry)}" for key, entry in list(value.items())[:SHOWN_ITEMS])
+        some = ", ".join(
+            f"{shown(key)}: {shown(entry, levels - 1)}" for key, entry in itertools.islice(value.items(), SHOWN_ITEMS)
+        )
         return _cut("{" + some + (", ..." if len(value) > SHOWN_ITEMS else "") + "}")
     if isinstance(value, str):
         return _cut(repr(value[:SHOWN_LENGTH]))

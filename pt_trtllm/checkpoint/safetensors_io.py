@@ -34,6 +34,8 @@ DTYPE_NAMES: dict[torch.dtype, str] = {
 DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 MAX_HEADER_BYTES = 100_000_000
 MAX_OFFSET = (1 << 63) - 1
+MAX_DIMENSIONS = 64
+"""torch has no more."""
 DATA_ALIGNMENT = 4096
 """The first tensor starts on a page, so that memory-mapped weights are aligned."""
 
@@ -88,6 +90,8 @@ def _parse_entry(path: Path, name: str, entry: object, data_start: int) -> Tenso
     dtype_name, shape, offsets = fields
     if not (isinstance(dtype_name, str) and _are_sizes(shape) and _are_sizes(offsets) and len(offsets) == 2):
         raise CheckpointError(f"{path}: malformed safetensors entry for {shown(name)}: {shown(entry)}")
+    if len(shape) > MAX_DIMENSIONS:  # multiplying millions of large numbers would take hours
+        raise CheckpointError(f"{path}: {shown(name)} has {len(shape)} dimensions, expected at most {MAX_DIMENSIONS}")
     shape, (begin, end) = tuple(shape), offsets
     if dtype_name not in DTYPES:
         raise CheckpointError(f"{path}: {name} has type {dtype_name}, expected one of {sorted(DTYPES)}")

@@ -266,6 +266,8 @@ class EngineCore:
             return None
 
     def _forget(self, sequence: Sequence) -> None:
+        if sequence.sampler.guide is not None:
+            sequence.sampler.guide.leave()
         if self._proposer is not None:
             self._proposer.forget(sequence)
 

@@ -64,6 +64,10 @@ class Guide:
         """For what may come next to be known."""
         wait([self._job], timeout_s)
 
+    def leave(self) -> None:
+        """Nobody waits any more: what has not begun need not."""
+        self._job.cancel()
+
     def mask(self, logits: torch.Tensor) -> torch.Tensor:
         """logits with minus infinity for tokens that must not follow; it is not changed. Waits until they are known."""
         _, allowed = self._settled()

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pt_trtllm.config import problems_to_error, shown
+from pt_trtllm.errors import ConfigError
 from pt_trtllm.runtime.param_types import wrong_types
 from pt_trtllm.runtime.values import is_encodable
 
@@ -24,7 +25,8 @@ MAX_STOP_TOKENS = 1024
 MAX_BAD_WORDS, MAX_BAD_LENGTH, MAX_BAD_TOKENS = 1024, 1024, 1 << 15
 """Sequences, of which a word makes two; characters of a word; tokens of all together."""
 MAX_BIASED = 1 << 18
-"""Tokens with a bias: TensorRT-LLM's clients send one for the whole vocabulary."""
+"""Tokens with a bias, over all answers of a prompt, each of which gets its own: TensorRT-LLM's clients send one for the
+whole vocabulary."""
 MAX_GUIDE = 1 << 18
 """Characters of a schema, an expression, a grammar or all choices."""
 SEED_STEP = 0x9E3779B97F4A7C15
@@ -139,8 +141,9 @@ class SamplingParams:
                 f"bad_words_ids has {sum(map(len, self.bad_words_ids))} tokens, expected at most {MAX_BAD_TOKENS}",
             ),
             (
-                len(self.logit_bias or ()) <= MAX_BIASED,
-                f"logit_bias has {len(self.logit_bias or ())} entries, expected at most {MAX_BIASED}",
+                self.n * len(self.logit_bias or ()) <= MAX_BIASED,
+                f"logit_bias has {len(self.logit_bias or ())} entries for each of n = {shown(self.n)} answers, "
+                f"expected at most {MAX_BIASED} together",
             ),
             (
                 bias is None,
@@ -209,15 +212,24 @@ class SamplingParams:
             changed["stop"] = (stop,)
         schema: Any = self.guided_json
         if isinstance(schema, dict):
-            changed["guided_json"] = json.dumps(schema)
+            changed["guided_json"] = _as_text(schema)
         if isinstance(self.logit_bias, dict):
             changed["logit_bias"] = {_number_of(key): value for key, value in self.logit_bias.items()}
         for name, value in changed.items():
             object.__setattr__(self, name, value)
 
 
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, (list, tuple)) else value
+def _tuples(value: Any, levels: int = 2) -> Any:
+    """No option has lists within lists within lists."""
+    is_list = levels and isinstance(value, (list, tuple))
+    return tuple(_tuples(entry, levels - 1) for entry in value) if is_list else value
+
+
+def _as_text(schema: dict[str, Any]) -> str:
+    try:
+        return json.dumps(schema)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"sampling options: guided_json cannot be written as JSON: {error}") from None
 
 
 def _number_of(key: Any) -> Any:

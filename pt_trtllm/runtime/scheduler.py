@@ -125,7 +125,8 @@ class Scheduler:
         """After a pass: offers full blocks to others, frees what ended sequences held; returns those."""
         ended = []
         for sequence in self._running:
-            self._space.settle(sequence)
+            if sequence.error is None:  # what a failed one computed last may be wrong, or more than it has tokens
+                self._space.settle(sequence)
             if sequence.finish_reason:
                 self._release(sequence)
                 ended.append(sequence)
@@ -136,8 +137,8 @@ class Scheduler:
         for sequence in list(self._waiting):
             if not self._free_slots:
                 return
-            if self._is_being_computed(sequence):
-                continue
+            if sequence.paused or self._is_being_computed(sequence):
+                continue  # others need not wait for it
             # The last token is always computed: its logits are needed. So are all of them when they were asked for.
             num_known = 0 if sequence.request.wants_prompt_rows else sequence.num_known - 1
             held = self._space.take_prefix(sequence, num_known)

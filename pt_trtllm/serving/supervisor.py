@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pt_trtllm.errors import PtError, ServingError
+from pt_trtllm.errors import ConfigError, PtError, ServingError
 from pt_trtllm.runtime.launch import stopped_processes, stopped_ranks
 from pt_trtllm.runtime.options import RuntimeOptions
 from pt_trtllm.runtime.protocol import PROGRESS_PERIOD_S
@@ -80,7 +80,13 @@ class EngineSupervisor:
         self._watcher = start_essential("pt-trtllm-watch", self._watch)
 
     def submit(self, requests: Sequence[tuple[Request, Events]]) -> list[int]:
-        """Sends requests to the engine. Raises QueueFull or Unavailable, and then none of them was sent."""
+        """Sends requests to the engine. Raises when they are too many, now (QueueFull) or always, or when it does not run
+        (Unavailable), and then none of them was sent."""
+        if len(requests) > self._limit:
+            raise ConfigError(
+                f"the request asks for {len(requests)} answers (prompts x num_return_sequences), but the batch and the "
+                f"queue hold {self._limit}; ask for fewer at once, or deploy with a larger --max-queue-size"
+            )
         with self._lock:
             world = self._world
             if world is None:

@@ -21,7 +21,7 @@ import pytest
 from pt_trtllm import SamplingParams
 from pt_trtllm.bench.shapes import SHAPES, ShapeOptions, make_engines
 from pt_trtllm.engine.bundle import BuildLimits
-from pt_trtllm.errors import PtError
+from pt_trtllm.errors import ConfigError, PtError
 from pt_trtllm.processes import command_line, descendants
 from pt_trtllm.runtime.request import Request
 from pt_trtllm.serving.supervisor import EngineSettings, EngineSupervisor, Unavailable
@@ -194,6 +194,15 @@ def test_a_rank_that_is_stopped_while_it_starts_is_ended(owner: Watched) -> None
     wait_until(lambda: any("was stopped by a signal" in reason for _, reason in owner.changes), "it was noticed")
     owner.wait_until_back()
     wait_until_gone([second])
+
+
+def test_more_answers_than_there_can_ever_be_room_for_are_not_to_be_asked_again(owner: Watched) -> None:
+    """A full queue has room later: clients wait for that."""
+    most = 2 + 256  # the batch, and the queue
+    with pytest.raises(ConfigError, match=rf"asks for {most + 1} answers .* the queue hold {most}") as caught:
+        owner.engine.submit([(request_of(4), queue.SimpleQueue())] * (most + 1))
+    assert caught.value.kind == "invalid"
+    assert owner.engine.num_in_flight == 0
 
 
 def test_a_queue_that_takes_no_events_ends_its_own_request_only(owner: Watched) -> None:

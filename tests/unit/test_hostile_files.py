@@ -20,9 +20,11 @@ from pt_trtllm.errors import PtError
 pytestmark = pytest.mark.unit
 
 EXAMPLE = Path(__file__).parents[2] / "examples/tiny-pt"
+DEEP = json.loads("[" * 850 + "]" * 850)
+"""Nearly as deep as Python's JSON goes: whoever walks it with more than one call for each level fails."""
 HOSTILE: tuple[Any, ...] = (
     float("inf"), float("nan"), 10**400, -1, 0, 2**31, 2**63, 2**64, 10**9, 1e300, 1.5, True, None, "x", "\ud800",
-    "1" * 5000, [], {}, [1], [[]], [None], {"a": 1}, ["sparse"],
+    "1" * 5000, [], {}, [1], [[]], [None], {"a": 1}, ["sparse"], DEEP,
 )  # fmt: skip
 NESTED = b"[" * 200_000 + b"]" * 200_000
 TAMM = {
@@ -134,6 +136,13 @@ def test_an_offset_that_is_none(tmp_path: Path, offset: str) -> None:
     data = with_header(f'{{"x": {{"dtype": "F32", "shape": [1], "data_offsets": [{offset}, 4]}}}}'.encode())
     folder = link(EXAMPLE, tmp_path / "source", **{"model.safetensors": data + bytes(4)})
     refused("convert", "--model-dir", folder, "--output-dir", tmp_path / "o", match="safetensors")
+
+
+def test_a_shape_of_millions_of_large_numbers(tmp_path: Path) -> None:
+    """To multiply them would take hours."""
+    data = with_header({"x": {"dtype": "F32", "shape": [2**62] * 2_000_000, "data_offsets": [0, 4]}})
+    folder = link(EXAMPLE, tmp_path / "source", **{"model.safetensors": data + bytes(4)})
+    refused("convert", "--model-dir", folder, "--output-dir", tmp_path / "o", match="'x' has 2000000 dimensions")
 
 
 @pytest.mark.parametrize("length", [0, 2**63, 2**64 - 1, 10**9])

@@ -237,6 +237,10 @@ def test_a_repetition_penalty_that_leaves_float32_is_refused(penalty: float) -> 
         ({"bad_words_ids": [[1]] * 1025}, "make 1025 sequences .*, expected at most 1024"),
         ({"bad_words_ids": [[1] * 40_000]}, "bad_words_ids has 40000 tokens, expected at most 32768"),
         ({"logit_bias": dict.fromkeys(range((1 << 18) + 1), 1)}, "logit_bias has 262145 entries"),
+        (
+            {"logit_bias": dict.fromkeys(range(3000), 1), "n": 100, "temperature": 1},
+            "logit_bias has 3000 entries for each of n = 100 answers, expected at most 262144 together",
+        ),
         ({"logit_bias": dict.fromkeys(range(1000), math.nan)}, "logit_bias of token 0 is nan"),
         ({"guided_choice": ["a" * 1000] * 300}, "a guide is longer than 262144 characters"),
         ({"stop": ["a\ud800"]}, "stop is not valid Unicode"),
@@ -247,6 +251,19 @@ def test_a_repetition_penalty_that_leaves_float32_is_refused(penalty: float) -> 
 def test_lists_have_bounds(options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         SamplingParams(**options)  # type: ignore[arg-type]
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "name", ["stop", "stop_token_ids", "bad_words", "bad_words_ids", "logit_bias", "guided_choice", "guided_json"]
+)
+def test_what_is_nested_deeply_is_refused_in_one_line(name: str) -> None:
+    deep = json.loads("[" * 900 + "]" * 900)
+    value = {"1": deep} if name.endswith(("bias", "json")) else deep
+    for _ in range(5000 if name == "guided_json" else 0):
+        value = {"items": value}
+    with pytest.raises(ConfigError, match=name) as caught:
+        SamplingParams(**{name: value})
     assert len(str(caught.value)) < 400
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 from pt_trtllm.checkpoint.rank_files import CheckpointConfig
 from pt_trtllm.config import ModelConfig
 from pt_trtllm.engine.bundle import BuildLimits, EngineConfig
-from pt_trtllm.errors import ConfigError
+from pt_trtllm.errors import ConfigError, PtError
 from pt_trtllm.network.kv_groups import KvGroup
 from pt_trtllm.network.step import SequenceSlice, StepBatch
 from pt_trtllm.runtime.kv_space import KvSpace
@@ -281,6 +281,45 @@ def test_higher_priorities_start_first_and_give_way_last(policy: str) -> None:
         answer(step)
         ended += [sequence.index for sequence in scheduler.finish_step()]
     assert ended == [2, 0, 3, 1]
+    assert space.num_used == 0
+
+
+def test_who_waits_for_a_guide_holds_neither_a_slot_nor_blocks() -> None:
+    config = engine_config(BuildLimits(max_batch_size=1, max_seq_len=64, max_num_tokens=64))
+    space = make_space(config, 6)
+    scheduler = Scheduler(config.limits, space)
+    held_up, other = make(config, 0, range(8), 10), make(config, 1, range(20, 28), 10)
+    held_up.paused = True
+    scheduler.add(held_up)
+    scheduler.add(other)
+    step = scheduler.next_step()
+    assert step is not None
+    assert [share.sequence for share in step.shares] == [other]
+    scheduler.cancel(other)
+    assert scheduler.next_step() is None
+    assert space.num_used == 0
+    held_up.paused = False
+    step = scheduler.next_step()
+    assert step is not None
+    assert [share.sequence for share in step.shares] == [held_up]
+
+
+def test_what_a_failed_sequence_computed_last_is_offered_to_nobody() -> None:
+    """It has more of it than it has tokens, where guesses were computed with them."""
+    config = engine_config(BuildLimits(max_batch_size=1, max_seq_len=64, max_num_tokens=64))
+    space = make_space(config, 16)
+    scheduler = Scheduler(config.limits, space)
+    sequence = make(config, 0, range(8), 20)
+    scheduler.add(sequence)
+    scheduler.next_step()
+    sequence.accept(40)
+    scheduler.finish_step()
+    sequence.guesses = [41] * 12
+    step = scheduler.next_step()
+    assert step is not None
+    assert len(step.shares[0].guesses) == 12
+    sequence.fail(PtError("its guide cannot be followed"))
+    assert scheduler.finish_step() == [sequence]
     assert space.num_used == 0
 
 

@@ -24,6 +24,7 @@ from pt_trtllm.engine.bundle import BuildLimits, open_bundle
 from pt_trtllm.network.logits import Candidates, Logits, Row
 from pt_trtllm.network.step import StepBatch
 from pt_trtllm.runtime.core import Engine, EngineCore
+from pt_trtllm.runtime.guided import Guides
 from pt_trtllm.runtime.opening import open_engine
 from pt_trtllm.runtime.options import RuntimeOptions
 from pt_trtllm.runtime.params import SamplingParams
@@ -37,6 +38,7 @@ pytestmark = pytest.mark.unit
 
 EXAMPLE = Path(__file__).parents[2] / "examples/tiny-pt"
 AMBIGUOUS = "start: e\ne: e e | e e e | e e e e | f f | /[a-z ]/\nf: e e | f f | /[a-z ]/"
+SOON_S = 120.0
 PLAIN = Request(prompt_ids=(5, 6, 7), params=SamplingParams(max_tokens=12, ignore_eos=True))
 
 
@@ -319,3 +321,28 @@ def test_waiting_for_grammars_alone_is_progress(engine: Engine) -> None:
     assert core.num_steps > passes + 1
     core.cancel(sequence)
     assert core.stats().kv_blocks_used == 0
+
+
+def test_grammars_that_take_long_hold_no_place_in_the_batch_and_are_left_with_their_clients(
+    client: Client, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_grammar, begun, may_go_on = Guides._compile, list[str](), threading.Event()
+
+    def compile_slowly(self: Guides, name: str, text: str) -> Any:
+        begun.append(text)
+        assert may_go_on.wait(SOON_S)
+        return compile_grammar(self, name, text)
+
+    monkeypatch.setattr(Guides, "_compile", compile_slowly)
+    slow = range(8)  # twice as many as the batch has places
+    client.submit({number: asked(params={"guided_regex": f"a{number}"}) for number in slow})
+    client.submit({8: asked()})
+    client.wait(8)
+    assert client.tokens[8] == expected
+    for number in slow[1:]:
+        client.send({"type": "cancel", "id": number})
+    client.wait(*slow[1:])
+    may_go_on.set()
+    client.submit({9: asked(params={"guided_regex": "b"})})
+    client.wait(0, 9)
+    assert begun == ["a0", "b"]
