@@ -14,6 +14,7 @@ from aiohttp import web
 from pt_trtllm.errors import ConfigError, ServingError
 from pt_trtllm.openai.app import make_app
 from pt_trtllm.openai.options import FrontEndOptions
+from pt_trtllm.serving.client_faults import keep_out_of_log
 
 
 def serve(options: FrontEndOptions, on_ready: Callable[[str], None]) -> None:
@@ -31,6 +32,7 @@ async def _serve(options: FrontEndOptions, on_ready: Callable[[str], None]) -> N
         auto_decompress=False,  # what a few bytes may become has no bound
         shutdown_timeout=options.shutdown_timeout_s,
     )
+    keep_out_of_log()
     await runner.setup()
     try:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import os
 import shutil
 import tempfile
@@ -26,7 +27,7 @@ SWEEP_S = 60.0
 
 class Belongings:
     lock: int
-    """A descriptor; of one's own belongings only."""
+    """A descriptor; of one's own belongings only, until they are released."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -45,6 +46,12 @@ class Belongings:
         made._mpi_shm.mkdir(mode=0o700)
         return made
 
+    def release(self) -> None:
+        """This process's hold on the lock; another one that has it keeps it."""
+        if self.lock >= 0:
+            os.close(self.lock)
+        self.lock = -1
+
     def environment(self) -> dict[str, str]:
         """For the server: what makes its processes and their files be found."""
         return {
@@ -59,7 +66,7 @@ class Belongings:
         end_processes(set(besides) | with_environment(mark))
         while (left := with_environment(mark)) and time.monotonic() < give_up:  # started meanwhile
             end_processes(left, grace_s=0.0)
-        for path in SHARED_MEMORY.glob(f"{self.shm_prefix}*"):
+        for path in SHARED_MEMORY.glob(f"{glob.escape(self.shm_prefix)}*"):
             _remove(path)
         _remove(self.folder)
 
@@ -67,12 +74,16 @@ class Belongings:
 def sweep_crashed() -> None:
     """Removes what servers of this user left behind that were killed together with their guardians."""
     for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"):
-        with contextlib.suppress(OSError):  # it has an owner, or is another user's, or gone
-            if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:  # it has an owner, is another's, or gone
+            # Opened once, and then judged: a name in this place may mean another folder from one look to the next.
+            place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            stack.callback(os.close, place)
+            if os.fstat(place).st_uid != os.getuid():
                 continue
-            with (folder / LOCK).open("r+") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                Belongings(folder).sweep()
+            lock = os.open(LOCK, os.O_RDWR | os.O_NOFOLLOW, dir_fd=place)
+            stack.callback(os.close, lock)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            Belongings(folder).sweep()
 
 
 def _remove(path: Path) -> None:

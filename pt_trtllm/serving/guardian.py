@@ -6,7 +6,6 @@ does: the pipe ends with the launcher.
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -18,25 +17,30 @@ WAIT_S = 90.0
 
 
 class Guardian:
-    """The launcher's side."""
+    """The launcher's side. Both hold the lock: neither's death gives what the other still uses to the next server."""
 
     def __init__(self, belongings: Belongings) -> None:
+        self._belongings = belongings
         self._process = subprocess.Popen(
             [sys.executable, "-m", "pt_trtllm.serving.guardian", str(belongings.folder)],
             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             start_new_session=True, pass_fds=[belongings.lock], preexec_fn=_ignore_signals,
         )  # fmt: skip
-        os.close(belongings.lock)  # the guardian's from here on
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
     def dismiss(self) -> None:
-        """Returns when it has swept what was still there."""
+        """Returns when it has swept what was still there, or cannot."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(WAIT_S)
+        try:
+            self._process.wait(WAIT_S)
+        except subprocess.TimeoutExpired:  # a signal has stopped it
+            self._process.kill()
+            self._process.wait()
+        self._belongings.release()
 
 
 def _ignore_signals() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pt_trtllm.processes import is_running
-from pt_trtllm.serving.belongings import SHARED_MEMORY, Belongings, sweep_crashed
+from pt_trtllm.serving.belongings import LOCK, SHARED_MEMORY, Belongings, sweep_crashed
 from pt_trtllm.serving.guardian import Guardian
 from pt_trtllm.testing.processes import wait_until_gone
 
@@ -65,7 +65,7 @@ def test_what_has_an_owner_is_left_alone(own: Belongings) -> None:
     sweep_crashed()
     assert own.folder.exists()
     region = region_of(own)
-    os.close(own.lock)
+    own.release()
     sweep_crashed()
     assert not own.folder.exists()
     assert not region.exists()
@@ -81,3 +81,41 @@ def test_the_guardian_outlives_its_launcher(own: Belongings) -> None:
     wait_until_gone([marked])
     assert not own.folder.exists()
     assert not region.exists()
+    guardian.dismiss()  # as often as a server is closed
+
+
+def test_a_launcher_without_its_guardian_keeps_what_it_uses(own: Belongings) -> None:
+    """The next server must not sweep one that runs."""
+    guardian = Guardian(own)
+    os.kill(guardian.pid, signal.SIGKILL)
+    wait_until_gone([guardian.pid])
+    marked = start_marked(own)
+    sweep_crashed()
+    assert own.folder.exists()
+    assert is_running(marked)
+    own.sweep()
+    guardian.dismiss()
+
+
+def test_a_guardian_that_stands_still_is_not_waited_for_for_ever(
+    own: Belongings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pt_trtllm.serving.guardian.WAIT_S", 0.2)
+    guardian = Guardian(own)
+    os.kill(guardian.pid, signal.SIGSTOP)
+    guardian.dismiss()
+    wait_until_gone([guardian.pid])
+
+
+def test_names_that_others_chose_sweep_nothing(own: Belongings, tmp_path: Path) -> None:
+    """A link to a folder of this user's, and a name that would match another server's shared memory."""
+    region = region_of(own)
+    crashed = tmp_path / f"elsewhere-{os.getpid()}"
+    for folder in (crashed, tmp_path / f"{own.folder.name[:-1]}?"):
+        folder.mkdir()
+        (folder / LOCK).touch()
+    (tmp_path / "pt-triton-link").symlink_to(crashed)
+    sweep_crashed()
+    assert region.exists()
+    assert (crashed / LOCK).exists()
+    assert own.folder.exists()

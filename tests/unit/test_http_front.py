@@ -36,6 +36,8 @@ def shaped(*shape: object) -> bytes:
         (b"{}", "\u0662", "expected 0 to 2"),
         (b"{}", "1000000000000", "expected 0 to 2"),
         (b"{]\0\0", "2", "is not JSON"),
+        (shaped(1 << 33)[:-1] + b', "inputs": []}', None, "the same name twice"),
+        (b'{"inputs": [{"shape": [8589934592], "data": [1], "sh\\u0061pe": [1]}]}', None, "the same name twice"),
     ],
 )
 def test_what_triton_may_not_read(body: bytes, json_length: str | None, message: str) -> None:

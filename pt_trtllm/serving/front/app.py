@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ OF_ONE_CONNECTION = frozenset(
     {"connection", "content-length", "expect", "host", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}
 )
 CONNECT_S = 10.0
+READ_S = 120.0
+"""For a body to arrive."""
 
 
 class Front:
@@ -60,11 +63,15 @@ class Front:
         if request.method != ("POST" if is_post else "GET"):
             return _refusal(405, f"{path} does not take {request.method}")
         try:
-            body = await request.read()  # also puts chunks together and decompresses
+            body = await asyncio.wait_for(request.read(), READ_S)  # also puts chunks together and decompresses
             if ASK.fullmatch(path):
                 check_body(body, request.headers.get(JSON_LENGTH))
         except web.HTTPRequestEntityTooLarge:
             return _refusal(413, f"the body has more than {MAX_BODY_BYTES} bytes; the gRPC port takes more")
+        except asyncio.TimeoutError:
+            return _refusal(408, f"the body did not arrive within {READ_S:g} s")
+        except web.RequestPayloadError as error:
+            return _refusal(400, f"the body cannot be read: {' '.join(str(error).split())[:200]}")
         except ConfigError as error:
             return _refusal(400, str(error))
         return await self._forward(request, path, body)

@@ -1,7 +1,8 @@
 """What a request's body must be before Triton 2.51 may read it.
 
 Its HTTP server ends with all its models on JSON that is nested deeply, and on a tensor whose shape says far more than
-its data. Both are refused here, with everything that is no JSON, which Triton might read further than this does.
+its data. Both are refused here, with everything that Triton might read otherwise than this does: what is no JSON, and
+names that come twice in one object, of which Triton takes the first and Python the last.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def check_body(body: bytes, json_length: str | None) -> None:
 
 def _parsed(text: bytes) -> Any:
     try:
-        document = json.loads(text.decode())
+        document = json.loads(text.decode(), object_pairs_hook=_object)
     except RecursionError:
         raise _too_deep() from None
     except ValueError as error:
@@ -47,6 +48,13 @@ def _parsed(text: bytes) -> Any:
             return document
         level = [inner for node in level for inner in _containers(node.values() if isinstance(node, dict) else node)]
     raise _too_deep()
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ConfigError("the body's JSON has an object with the same name twice")
+    return found
 
 
 def _containers(values: Iterable[Any]) -> list[Any]:
