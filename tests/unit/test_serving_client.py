@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-grpc = pytest.importorskip("grpc", reason="needs the serve extra")
-service_pb2_grpc = pytest.importorskip("tritonclient.grpc.service_pb2_grpc", reason="needs the serve extra")
+pytest.importorskip("tritonclient.grpc", reason="needs the serve extra: pip install '.[serve]'")
 
+import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
 from tritonclient.utils import serialize_byte_tensor
 
 from pt_trtllm import SamplingParams
@@ -23,7 +24,7 @@ from pt_trtllm.serving.client import Client
 pytestmark = pytest.mark.unit
 
 
-class Leaving(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc, name-defined]
+class Leaving(service_pb2_grpc.GRPCInferenceServiceServicer):
     """Sends these outputs, one response each, and is gone."""
 
     def __init__(self, *responses: dict[str, str]) -> None:
