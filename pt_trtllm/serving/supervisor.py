@@ -80,8 +80,8 @@ class EngineSupervisor:
         self._watcher = start_essential("pt-trtllm-watch", self._watch)
 
     def submit(self, requests: Sequence[tuple[Request, Events]]) -> list[int]:
-        """Sends requests to the engine. Raises when they are too many, now (QueueFull) or always, or when it does not run
-        (Unavailable), and then none of them was sent."""
+        """Sends requests to the engine. Raises when they are too many, now (QueueFull) or always, or when it does not
+        run (Unavailable), and then none of them was sent."""
         if len(requests) > self._limit:
             raise ConfigError(
                 f"the request asks for {len(requests)} answers (prompts x num_return_sequences), but the batch and the "
