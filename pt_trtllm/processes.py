@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import time
 from collections.abc import Container
@@ -13,6 +14,7 @@ PARENT, EXIT_CODE = 1, 49
 """Columns of /proc/PID/stat behind the name; the first is the state."""
 ENDED_OR_STOPPED = ("Z", "T")
 """States. A debugger's own is another one."""
+MAX_DESCRIPTORS = 1 << 16
 
 
 def descendants(pid: int) -> set[int]:
@@ -66,6 +68,14 @@ def end_processes(pids: set[int], grace_s: float = 5.0) -> None:
                 os.kill(pid, number)
         while (pids := {pid for pid in pids if not _is_gone(pid)}) and time.monotonic() < give_up:
             time.sleep(0.02)
+
+
+def take_descriptors() -> None:
+    """Lets this process hold as many as it may: one client alone could use up the usual 1,024 by connecting."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def command_line(pid: int) -> bytes:

@@ -13,12 +13,14 @@ from typing import Any, NoReturn, TypeVar
 
 from aiohttp import web
 
-from pt_trtllm.openai.errors import ApiError
+from pt_trtllm.openai.errors import TOO_MANY, ApiError
 
 MAX_BODY_BYTES = 16 << 20
 LARGE_BYTES = 1 << 18
 MAX_LARGE = 4
-"""Bodies above `LARGE_BYTES` in memory at a time: as Python's objects, JSON takes up to twenty times its length."""
+"""Bodies above `LARGE_BYTES` as Python's objects at a time, where JSON takes up to twenty times its length."""
+MAX_HELD_BYTES = 1 << 28
+"""Of all bodies that have arrived, or a part of them, and are not worked off."""
 READ_TIMEOUT_S = 120.0
 """For a body to arrive."""
 MAX_DEPTH = 128
@@ -32,35 +34,49 @@ Parsed = TypeVar("Parsed")
 class Bodies:
     def __init__(self) -> None:
         self._large = asyncio.Semaphore(MAX_LARGE)
+        self._held = 0
 
     @asynccontextmanager
-    async def turn(self, request: web.Request) -> AsyncIterator[None]:
-        """For as long as a body and what was made of it are in memory: large ones wait for each other."""
-        if is_large(request):
-            async with self._large:
-                yield
-        else:
-            yield
-
-    async def read(self, request: web.Request, parse: Callable[[Any], Parsed]) -> Parsed:
-        # Pages of other sites can post anything but this type without asking the browser's permission first.
-        if request.content_type != "application/json":
-            raise ApiError(f"Content-Type is {request.content_type}, expected application/json", status=415)
-        _check_charset(request.charset)
-        encoding = request.headers.get("Content-Encoding", "identity")
-        if encoding != "identity":
-            raise ApiError(f"Content-Encoding is {encoding!r:.40}, expected a body as it is", status=415)
+    async def parsed(self, request: web.Request, parse: Callable[[Any], Parsed]) -> AsyncIterator[Parsed]:
+        """What is made of a body, for as long as that is in memory. Bodies arrive side by side, so that none waits for
+        one that is slow; only the work on large ones waits for each other."""
+        _check_head(request)
+        body = bytearray()
         try:
-            body = await asyncio.wait_for(request.read(), READ_TIMEOUT_S)
-        except asyncio.TimeoutError:
-            raise ApiError(f"the body did not arrive within {READ_TIMEOUT_S:g} s", status=408) from None
-        if len(body) <= LARGE_BYTES:
-            return parse(parse_json(body))
-        return await asyncio.to_thread(lambda: parse(parse_json(body)))
+            try:
+                await asyncio.wait_for(self._receive(request, body), READ_TIMEOUT_S)
+            except asyncio.TimeoutError:
+                raise ApiError(f"the body did not arrive within {READ_TIMEOUT_S:g} s", status=408) from None
+            if len(body) <= LARGE_BYTES:
+                yield parse(parse_json(body))
+            else:
+                async with self._large:
+                    yield await asyncio.to_thread(lambda: parse(parse_json(body)))
+        finally:
+            self._held -= len(body)
+
+    async def _receive(self, request: web.Request, body: bytearray) -> None:
+        async for piece in request.content.iter_any():
+            if self._held + len(piece) > MAX_HELD_BYTES:
+                raise ApiError(
+                    f"bodies of {MAX_HELD_BYTES} bytes are in memory, which is all that this server takes; try again "
+                    "later",
+                    status=TOO_MANY,
+                )
+            self._held += len(piece)
+            body += piece
+            if len(body) > MAX_BODY_BYTES:
+                raise web.HTTPRequestEntityTooLarge(MAX_BODY_BYTES, len(body))
 
 
-def is_large(request: web.Request) -> bool:
-    return request.content_length is None or request.content_length > LARGE_BYTES
+def _check_head(request: web.Request) -> None:
+    # Pages of other sites can post anything but this type without asking the browser's permission first.
+    if request.content_type != "application/json":
+        raise ApiError(f"Content-Type is {request.content_type}, expected application/json", status=415)
+    _check_charset(request.charset)
+    encoding = request.headers.get("Content-Encoding", "identity")
+    if encoding != "identity":
+        raise ApiError(f"Content-Encoding is {encoding!r:.40}, expected a body as it is", status=415)
 
 
 def _check_charset(charset: str | None) -> None:
@@ -72,7 +88,7 @@ def _check_charset(charset: str | None) -> None:
     raise ApiError(f"Content-Type has the charset {charset!r:.40}, expected utf-8", status=415)
 
 
-def parse_json(body: bytes) -> Any:
+def parse_json(body: bytes | bytearray) -> Any:
     """Raises one clear line for what is not JSON, or is JSON that only a parser can bear."""
     if body.count(b"[") + body.count(b"{") > MAX_CONTAINERS:
         raise ApiError(f"the body has too many brackets, expected at most {MAX_CONTAINERS} of [ and {{ together")

@@ -41,8 +41,7 @@ class Handlers:
 
     async def _answer(self, request: web.Request, parse: Callable[[Any], Completion | Chat]) -> web.StreamResponse:
         watch = Stopwatch(self._metrics)
-        async with self._bodies.turn(request):
-            question = await self._bodies.read(request, parse)
+        async with self._bodies.parsed(request, parse) as question:
             self._model.check_name(question.model)
             context = self._model.context(await self._triton.max_length())
             prompts = await self._model.prompts.of(question, context)
@@ -97,11 +96,12 @@ async def _stream(
     response = web.StreamResponse(headers=EVENT_STREAM)
     await response.prepare(request)
 
-    async def send(event: dict[str, Any]) -> None:
+    async def send(event: dict[str, Any] | str) -> None:
         """A client that has stopped to read must not hold its streams for ever."""
+        data = event if isinstance(event, str) else json.dumps(event, ensure_ascii=False)
         late = asyncio.get_running_loop().call_later(SEND_TIMEOUT_S, _disconnect, request)
         try:
-            await response.write(b"data: " + json.dumps(event, ensure_ascii=False).encode() + b"\n\n")
+            await response.write(f"data: {data}\n\n".encode())
         finally:
             late.cancel()
 
@@ -120,7 +120,7 @@ async def _stream(
         raise  # the client has left
     except Exception as error:
         await send(refusal_of(request, error).body())
-    await response.write(b"data: [DONE]\n\n")
+    await send("[DONE]")
     await response.write_eof()
     return response
 

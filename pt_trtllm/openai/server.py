@@ -14,6 +14,7 @@ from aiohttp import web
 from pt_trtllm.errors import ConfigError, ServingError
 from pt_trtllm.openai.app import make_app
 from pt_trtllm.openai.options import FrontEndOptions
+from pt_trtllm.processes import take_descriptors
 from pt_trtllm.serving.client_faults import keep_out_of_log
 
 
@@ -33,6 +34,7 @@ async def _serve(options: FrontEndOptions, on_ready: Callable[[str], None]) -> N
         shutdown_timeout=options.shutdown_timeout_s,
     )
     keep_out_of_log()
+    take_descriptors()
     await runner.setup()
     try:
         try:

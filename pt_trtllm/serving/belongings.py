@@ -21,6 +21,8 @@ from pt_trtllm.processes import end_processes, with_environment
 
 FOLDER_PREFIX, LOCK, TEMPORARY = "pt-triton-", "lock", "tmp"
 SHARED_MEMORY = Path("/dev/shm")
+SHORT_PLACE, MAX_PLACE = Path("/tmp"), 60
+"""The kernel takes 107 characters for a socket's path, and Open MPI's are further below than Triton's."""
 SWEEP_S = 60.0
 """For processes to be gone; those that the kernel itself holds cannot be ended."""
 
@@ -38,7 +40,7 @@ class Belongings:
     @classmethod
     def new(cls) -> Belongings:
         """With its lock held, by this process and those that it is handed to."""
-        made = cls(Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX)))
+        made = cls(Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=_place())))
         made.lock = os.open(made.folder / f".{LOCK}", os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(made.lock, fcntl.LOCK_EX)
         (made.folder / f".{LOCK}").rename(made.folder / LOCK)  # nobody sees it without its owner
@@ -73,7 +75,7 @@ class Belongings:
 
 def sweep_crashed() -> None:
     """Removes what servers of this user left behind that were killed together with their guardians."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"):
+    for folder in _place().glob(f"{FOLDER_PREFIX}*"):
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:  # it has an owner, is another's, or gone
             # Opened once, and then judged: a name in this place may mean another folder from one look to the next.
             place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -84,6 +86,12 @@ def sweep_crashed() -> None:
             stack.callback(os.close, lock)
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             Belongings(folder).sweep()
+
+
+def _place() -> Path:
+    """For private folders: that of temporary files, where sockets below it can have a name."""
+    usual = Path(tempfile.gettempdir())
+    return usual if len(os.fsencode(usual)) <= MAX_PLACE else SHORT_PLACE
 
 
 def _remove(path: Path) -> None:

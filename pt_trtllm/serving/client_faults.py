@@ -1,4 +1,4 @@
-"""What HTTP clients do wrong is theirs to hear: in a server's log each would be a page, and a way to fill its disk."""
+"""What HTTP clients do wrong is theirs to hear: in a log each would be a page, and so a way to fill the disk."""
 
 from __future__ import annotations
 

@@ -86,8 +86,9 @@ class ServerOptions:
 
     def _restrictions(self) -> Sequence[str]:
         """What the user restricts, or opens with a model control mode, stays theirs."""
-        theirs = "".join(argument for argument in self.extra if argument.startswith("--grpc-restricted-protocol"))
-        theirs += "model-repository" if self.has_own_model_control else ""
+        arguments = [argument for argument in self.extra if argument.startswith("--grpc-restricted-protocol=")]
+        theirs = {name for argument in arguments for name in argument.partition("=")[2].partition(":")[0].split(",")}
+        theirs |= {"model-repository"} if self.has_own_model_control else set()
         names = [name for name in CLOSED_TO_CLIENTS if name not in theirs]
         return (f"--grpc-restricted-protocol={','.join(names)}:{NO_HEADER}",) if names else ()
 

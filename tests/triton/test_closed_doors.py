@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import stat
+import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -237,9 +238,11 @@ def test_killed_with_its_server_it_leaves_nothing(repository: Path, door: Served
         wait_until(lambda: not left_of(folder), 90, "files are gone")
 
 
-def test_the_next_server_sweeps_what_nobody_could(repository: Path) -> None:
-    """Guardian, launcher and Triton are killed; a rank that is stopped cannot leave by itself."""
-    with served(repository) as hurt:
+def test_the_next_server_sweeps_what_nobody_could(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guardian, launcher and Triton are killed; a rank that is stopped cannot leave by itself. In a folder of its own,
+    where no server that another test starts meanwhile comes first."""
+    with tempfile.TemporaryDirectory() as place, served(repository, env={"TMPDIR": place}) as hurt:
+        monkeypatch.setattr(tempfile, "tempdir", place)
         folder, started, triton = hurt.folder, hurt.started, hurt.triton
         ranks = [pid for pid in started if b"pt_trtllm.runtime.worker" in command_line(pid)]
         os.kill(ranks[-1], signal.SIGSTOP)

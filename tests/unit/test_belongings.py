@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,7 @@ import pytest
 
 from pt_trtllm.processes import is_running
 from pt_trtllm.serving.belongings import LOCK, SHARED_MEMORY, Belongings, sweep_crashed
+from pt_trtllm.serving.control import METRICS_SOCKET
 from pt_trtllm.serving.guardian import Guardian
 from pt_trtllm.testing.processes import wait_until_gone
 
@@ -59,6 +61,20 @@ def test_a_sweep_ends_and_removes_what_is_marked_alone(own: Belongings) -> None:
     other.sweep()
     wait_until_gone([theirs])
     assert not regions[1].exists()
+
+
+def test_sockets_have_names_however_long_the_folder_of_temporary_files_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = tmp_path / ("x" * 100)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    made = Belongings.new()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(made.folder / METRICS_SOCKET))
+    made.release()
+    sweep_crashed()
+    assert not made.folder.exists()
 
 
 def test_what_has_an_owner_is_left_alone(own: Belongings) -> None:

@@ -52,3 +52,13 @@ def test_dead_children_are_taken_in_but_those_that_somebody_asks_for(children: l
     wait_until(lambda: [state(pid) for pid in children] == ["Z", "Z"], 60, "they are dead")
     take_in_orphans(besides=children[:1])
     assert [state(pid) for pid in children] == ["Z", "X"]
+
+
+def test_a_server_takes_the_descriptors_that_it_may_have() -> None:
+    run = (
+        "import resource as r; from pt_trtllm.processes import take_descriptors\n"
+        "r.setrlimit(r.RLIMIT_NOFILE, (50, 90)); take_descriptors(); take_descriptors()\n"
+        "print(r.getrlimit(r.RLIMIT_NOFILE))"
+    )
+    done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, check=True)
+    assert done.stdout == "(90, 90)\n"

@@ -221,6 +221,7 @@ def test_what_the_user_decides_stays_theirs(tmp_path: Path) -> None:
     assert restricted() == ["model-repository", "shared-memory", "trace", "logging"]
     assert restricted("--model-control-mode=explicit") == ["shared-memory", "trace", "logging"]
     assert restricted("--grpc-restricted-protocol=trace,health:k=v") == ["model-repository", "shared-memory", "logging"]
+    assert restricted("--grpc-restricted-protocol=health:trace=logging") == restricted(), "that is its secret"
     with pytest.raises(ConfigError, match="Triton's own HTTP port is private"):
         ServerOptions(extra=("--http-port=9",))
 

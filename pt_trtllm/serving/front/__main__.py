@@ -12,6 +12,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from pt_trtllm.processes import take_descriptors
 from pt_trtllm.serving.client_faults import keep_out_of_log
 from pt_trtllm.serving.control import HTTP_SOCKET, METRICS_SOCKET
 from pt_trtllm.serving.front.app import ASK, MANAGE, METRICS, READ, Front
@@ -19,6 +20,7 @@ from pt_trtllm.serving.front.app import ASK, MANAGE, METRICS, READ, Front
 
 async def _serve(folder: Path, may_manage: bool, descriptors: list[int]) -> None:
     keep_out_of_log()
+    take_descriptors()
     posts = (ASK, MANAGE) if may_manage else (ASK,)
     fronts = [Front(folder / HTTP_SOCKET, gets=READ, posts=posts), Front(folder / METRICS_SOCKET, gets=METRICS)]
     for front, descriptor in zip(fronts, descriptors, strict=False):  # metrics can be elsewhere
