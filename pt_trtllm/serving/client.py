@@ -121,18 +121,18 @@ class Client:
         timeout_s: float | None,
     ) -> Iterator[Chunk]:
         params = params or SamplingParams()
-        options: dict[str, Any] = {"stream": stream, "timeout_s": timeout_s}
-        if isinstance(prompt, str):
-            request = text_request(self.model, prompt, params, **options)
-        else:
-            request = core_request(CORE, prompt, params, **options)
-        if not self._is_decoupled(request.model_name):
-            ask_in_one(request, params)
+        lost_after_s = None if timeout_s is None else timeout_s + SERVER_GRACE_S
         give_up, wait_s = time.monotonic() + self._retry_for_s, FIRST_RETRY_S
         while True:
+            if isinstance(prompt, str):
+                request = text_request(self.model, prompt, params, stream=stream, timeout_s=timeout_s)
+            else:
+                request = core_request(CORE, prompt, params, stream=stream, timeout_s=timeout_s)
             request.id = request_id or uuid.uuid4().hex
             try:
-                yield from self._attempt(request, params.n, None if timeout_s is None else timeout_s + SERVER_GRACE_S)
+                if not self._is_decoupled(request.model_name):
+                    ask_in_one(request, params)
+                yield from self._attempt(request, params.n, lost_after_s)
                 return
             except ServingError as error:
                 if error.was_taken or time.monotonic() + wait_s > give_up:
@@ -195,7 +195,7 @@ class Client:
         try:
             return method(question, timeout=READY_TIMEOUT_S)
         except grpc.RpcError as error:
-            is_away = error.code() == grpc.StatusCode.UNAVAILABLE
+            is_away = error.code() == grpc.StatusCode.UNAVAILABLE or not read_mark(error.details()).was_taken
             raise ServingError(
                 f"{self.url}: {question.name} does not say what it takes and gives: {error.details()}",
                 kind="unavailable" if is_away else "failed",

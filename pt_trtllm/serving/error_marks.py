@@ -19,9 +19,11 @@ NOT_TAKEN = ", not taken"
 MARK = re.compile(r"\s*\[error kind: (\w+)(, not taken)?\]")
 FOLDERS = re.compile(r"(?<![\w.:/])(?:/[^\s/:'\"]+)+/(?=[^\s/:'\"])")
 """Of absolute paths: where a server keeps its files is not for its clients."""
+NOT_LOADED = "has no available versions"
+"""Triton says so of a model that it knows, but does not have: ours while the engine is down (`models/health.py`)."""
 SAYINGS: tuple[tuple[re.Pattern[str], Kind], ...] = (
     (re.compile(QUEUE_IS_FULL), "queue_full"),
-    (re.compile("being restarted|not ready|shutting down|unavailable", re.I), "unavailable"),
+    (re.compile(f"{NOT_LOADED}|being restarted|not ready|shutting down|unavailable", re.I), "unavailable"),
     (re.compile("exceeds maximum (input|sequence) length"), "too_long"),
     (re.compile("expected|not support|outside the vocabulary|is empty|invalid", re.I), "invalid"),
 )
@@ -56,7 +58,7 @@ def read_mark(text: str) -> Told:
     found = list(MARK.finditer(text))
     if not found:
         kind: Kind = next((kind for pattern, kind in SAYINGS if pattern.search(text)), "failed")
-        return Told(text, kind, was_taken=kind != "queue_full")
+        return Told(text, kind, was_taken=kind != "queue_full" and NOT_LOADED not in text)
     start, end = found[-1].span()
     kind = cast(Kind, found[-1][1]) if found[-1][1] in KINDS else "failed"
     return Told(text[:start] + text[end:], kind, was_taken=found[-1][2] is None)
