@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
 
 from pt_trtllm.runtime.tokenizer import Tokenizer
 from pt_trtllm.serving.server import TritonServer
@@ -18,13 +19,13 @@ pytestmark = pytest.mark.triton
 WORD = "It is a truth. "
 
 
-def preprocess(server: TritonServer, query: str, *words: str) -> Any:
+def preprocess(server: TritonServer, query: str, *words: str, **others: list[str]) -> Any:
     with triton.InferenceServerClient(server.grpc_url) as client:
-        return client.infer("preprocessing", question(query, *words))
+        return client.infer("preprocessing", question(query, *words, **others))
 
 
-def question(query: str, *words: str) -> list[triton.InferInput]:
-    texts = {"QUERY": [query], "EMBEDDING_BIAS_WORDS": [*words]}
+def question(query: str, *words: str, **others: list[str]) -> list[triton.InferInput]:
+    texts = {"QUERY": [query], "EMBEDDING_BIAS_WORDS": [*words], **others}
     asked = [triton.InferInput("REQUEST_OUTPUT_LEN", [1, 1], "INT32")]
     asked[0].set_data_from_numpy(np.array([[3]], np.int32))
     if words:
@@ -41,10 +42,10 @@ def test_a_prompt_that_cannot_fit_is_refused_by_its_length(server: TritonServer)
     tokenizer = Tokenizer(EXAMPLE)
     most = 511 * tokenizer.longest_piece
     for model in ("ensemble", "tensorrt_llm_bls"):
-        body = {"text_input": "x" * 3_000_000, "max_tokens": 2}
+        body = {"text_input": "x" * 1_500_000, "max_tokens": 2}
         status, text = post(f"{server.http_url}/v2/models/{model}/generate", body)
         assert status == 400
-        assert "text_input has 3000000 characters, which exceeds maximum input length (511): so many tokens" in text
+        assert "text_input has 1500000 characters, which exceeds maximum input length (511): so many tokens" in text
     assert preprocess(server, "x" * most).as_numpy("INPUT_ID").size > 0
 
 
@@ -70,3 +71,20 @@ def test_a_long_text_keeps_nobody_waiting(server: TritonServer) -> None:
             answered += 1
     assert answered == 60, "all others waited for the long text"
     long.join()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"STOP_WORDS_DICT": ["x"] * 200_000}, "stop has 200000 entries, expected at most 64"),
+        ({"STOP_WORDS_DICT": ["x" * 1025]}, "stop has a string of 1025 characters, expected at most 1024"),
+        ({"BAD_WORDS_DICT": ["x"] * 513}, "make 1026 sequences"),
+    ],
+)
+def test_lists_of_words_have_bounds_before_they_are_tokenized(
+    server: TritonServer, words: dict[str, list[str]], message: str
+) -> None:
+    with pytest.raises(InferenceServerException, match=message) as caught:
+        preprocess(server, WORD, **words)
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+    assert preprocess(server, WORD, STOP_WORDS_DICT=["x"] * 64).as_numpy("STOP_WORDS_IDS").shape[-1] >= 64
