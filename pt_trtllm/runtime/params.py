@@ -23,7 +23,7 @@ MAX_STOP_STRINGS, MAX_STOP_LENGTH = 64, 1024
 """Every token is compared with all of them."""
 MAX_STOP_TOKENS = 1024
 MAX_BAD_WORDS, MAX_BAD_LENGTH, MAX_BAD_TOKENS = 1024, 1024, 1 << 15
-"""Sequences, of which a word makes two; characters of a word; tokens of all together."""
+"""Sequences, of which a word makes two; characters of a word; tokens of all together, or characters."""
 MAX_BIASED = 1 << 18
 """Tokens with a bias, over all answers of a prompt, each of which gets its own: TensorRT-LLM's clients send one for the
 whole vocabulary."""
@@ -131,6 +131,10 @@ class SamplingParams:
             (all(self.bad_words), "bad_words has an empty string, expected at least one character"),
             (all(self.bad_words_ids), "bad_words_ids has an empty sequence, expected at least one token"),
             *_sizes("bad_words", self.bad_words, MAX_BAD_WORDS, MAX_BAD_LENGTH),
+            (
+                sum(map(len, self.bad_words)) <= MAX_BAD_TOKENS,
+                f"bad_words has {sum(map(len, self.bad_words))} characters, expected at most {MAX_BAD_TOKENS}",
+            ),
             (
                 2 * len(self.bad_words) + len(self.bad_words_ids) <= MAX_BAD_WORDS,
                 f"bad_words and bad_words_ids make {2 * len(self.bad_words) + len(self.bad_words_ids)} sequences "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import queue
@@ -42,6 +43,9 @@ FAILURE_GRACE_S = 5.0
 ABORT_GRACE_S = 5.0
 """For the launcher of a world that hangs: it may hang as well, and a restart waits for it."""
 LOGGER = logging.getLogger("pt_trtllm.world")
+IDS = itertools.count()
+"""Of the requests to all worlds of this process: who cancels one that ended with its world must not meet another's in
+the world that took its place."""
 INSIDE_MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
@@ -81,7 +85,6 @@ class World:
         self.folder = Path(tempfile.mkdtemp(prefix="pt-trtllm-"))
         self._lock = threading.Lock()
         self._queues: dict[int, Events] = {}
-        self._next_id = 0
         self._failure: PtError | None = None
         self._closing = self._has_ended = False
         self._stats: queue.SimpleQueue[Message | PtError] = queue.SimpleQueue()
@@ -97,9 +100,7 @@ class World:
 
     def submit(self, requests: Sequence[tuple[Request, Events]]) -> list[int]:
         """Sends requests, each with the queue for its events, in one message: they start together. Returns ids."""
-        with self._lock:
-            ids = list(range(self._next_id, self._next_id + len(requests)))
-            self._next_id += len(requests)
+        ids = [next(IDS) for _ in requests]
         entries = [
             [request_id, request_to_json(request)] for request_id, (request, _) in zip(ids, requests, strict=True)
         ]

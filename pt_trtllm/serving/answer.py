@@ -41,7 +41,6 @@ class Answer:
         self.started = time.monotonic()
         self.first_token: float | None = None
         self.num_tokens = 0
-        self.deadline: float | None = None
         self.ended_as: str | None = None
         """Says instead of "cancelled" why it was cancelled."""
         self.finished = False

@@ -123,18 +123,18 @@ class Client:
         timeout_s: float | None,
     ) -> Iterator[Chunk]:
         params = params or SamplingParams()
-        options: dict[str, Any] = {"stream": stream, "timeout_s": timeout_s}
-        if isinstance(prompt, str):
-            request = text_request(self.model, prompt, params, **options)
-        else:
-            request = core_request(CORE, prompt, params, **options)
-        if not self._is_decoupled(request.model_name):
-            ask_in_one(request, params)
+        lost_after_s = None if timeout_s is None else timeout_s + SERVER_GRACE_S
         give_up, wait_s = time.monotonic() + self._retry_for_s, FIRST_RETRY_S
         while True:
+            if isinstance(prompt, str):
+                request = text_request(self.model, prompt, params, stream=stream, timeout_s=timeout_s)
+            else:
+                request = core_request(CORE, prompt, params, stream=stream, timeout_s=timeout_s)
             request.id = request_id or uuid.uuid4().hex
             try:
-                yield from self._attempt(request, params.n, None if timeout_s is None else timeout_s + SERVER_GRACE_S)
+                if not self._is_decoupled(request.model_name):
+                    ask_in_one(request, params)
+                yield from self._attempt(request, params.n, lost_after_s)
                 return
             except ServingError as error:
                 if error.was_taken or time.monotonic() + wait_s > give_up:

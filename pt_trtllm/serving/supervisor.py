@@ -80,12 +80,12 @@ class EngineSupervisor:
         self._watcher = start_essential("pt-trtllm-watch", self._watch)
 
     def submit(self, requests: Sequence[tuple[Request, Events]]) -> list[int]:
-        """Sends requests to the engine. Raises when they are too many, now (QueueFull) or always, or when it does not
-        run (Unavailable), and then none of them was sent."""
+        """Sends requests to the engine. Raises when they are too many, now (QueueFull) or always (ConfigError), or when
+        it does not run (Unavailable), and then none of them was sent."""
         if len(requests) > self._limit:
             raise ConfigError(
-                f"the request asks for {len(requests)} answers (prompts x num_return_sequences), but the batch and the "
-                f"queue hold {self._limit}; ask for fewer at once, or deploy with a larger --max-queue-size"
+                f"{QUEUE_IS_FULL}: the request asks for {len(requests)} answers (prompts x num_return_sequences), the "
+                f"batch and the queue hold {self._limit}; ask for fewer, or deploy with a larger --max-queue-size"
             )
         with self._lock:
             world = self._world

@@ -185,6 +185,19 @@ def test_a_start_that_fails_for_any_reason_is_tried_again(owner: Watched, tmp_pa
         wait_until(lambda: owner.changes.count((True, "")) == 2, "the engine is back")
 
 
+def test_a_late_cancellation_reaches_no_request_of_the_next_world(owner: Watched) -> None:
+    engine, lost = owner.engine, queue.SimpleQueue[Any]()
+    (old,) = engine.submit([(request_of(4, max_tokens=30_000), lost)])
+    os.kill(owner.ranks()[0], signal.SIGKILL)
+    assert isinstance(last_event(lost), BaseException)
+    wait_until(lambda: bool(owner.changes) and owner.changes[-1][0], "the engine is back")
+    queues: list[queue.SimpleQueue[Any]] = [queue.SimpleQueue() for _ in range(old + 1)]
+    new = [engine.submit([(request_of(4, max_tokens=64), events)])[0] for events in queues]
+    engine.cancel(old)
+    assert old not in new
+    assert {last_event(events)[2] for events in queues} == {"length"}
+
+
 def test_a_rank_that_is_stopped_while_it_starts_is_ended(owner: Watched) -> None:
     (first,) = owner.ranks()
     os.kill(first, signal.SIGKILL)
@@ -199,7 +212,9 @@ def test_a_rank_that_is_stopped_while_it_starts_is_ended(owner: Watched) -> None
 def test_more_answers_than_there_can_ever_be_room_for_are_not_to_be_asked_again(owner: Watched) -> None:
     """A full queue has room later: clients wait for that."""
     most = 2 + 256  # the batch, and the queue
-    with pytest.raises(ConfigError, match=rf"asks for {most + 1} answers .* the queue hold {most}") as caught:
+    with pytest.raises(
+        ConfigError, match=rf"asks for {most + 1} answers .* the batch and the queue hold {most}"
+    ) as caught:
         owner.engine.submit([(request_of(4), queue.SimpleQueue())] * (most + 1))
     assert caught.value.kind == "invalid"
     assert owner.engine.num_in_flight == 0

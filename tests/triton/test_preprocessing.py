@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
 
 from pt_trtllm.runtime.tokenizer import Tokenizer
 from pt_trtllm.serving.server import TritonServer
@@ -18,13 +19,13 @@ pytestmark = pytest.mark.triton
 WORD = "It is a truth. "
 
 
-def preprocess(server: TritonServer, query: str, *words: str) -> Any:
+def preprocess(server: TritonServer, query: str, *words: str, **others: list[str]) -> Any:
     with triton.InferenceServerClient(server.grpc_url) as client:
-        return client.infer("preprocessing", question(query, *words))
+        return client.infer("preprocessing", question(query, *words, **others))
 
 
-def question(query: str, *words: str) -> list[triton.InferInput]:
-    texts = {"QUERY": [query], "EMBEDDING_BIAS_WORDS": [*words]}
+def question(query: str, *words: str, **others: list[str]) -> list[triton.InferInput]:
+    texts = {"QUERY": [query], "EMBEDDING_BIAS_WORDS": [*words], **others}
     asked = [triton.InferInput("REQUEST_OUTPUT_LEN", [1, 1], "INT32")]
     asked[0].set_data_from_numpy(np.array([[3]], np.int32))
     if words:
@@ -73,3 +74,20 @@ def test_a_long_text_keeps_nobody_waiting(server: TritonServer) -> None:
             if answered == 60:
                 return
     pytest.fail("all others waited for the long text")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"STOP_WORDS_DICT": ["x"] * 200_000}, "stop has 200000 entries, expected at most 64"),
+        ({"STOP_WORDS_DICT": ["x" * 1025]}, "stop has a string of 1025 characters, expected at most 1024"),
+        ({"BAD_WORDS_DICT": ["x"] * 513}, "make 1026 sequences"),
+    ],
+)
+def test_lists_of_words_have_bounds_before_they_are_tokenized(
+    server: TritonServer, words: dict[str, list[str]], message: str
+) -> None:
+    with pytest.raises(InferenceServerException, match=message) as caught:
+        preprocess(server, WORD, **words)
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+    assert preprocess(server, WORD, STOP_WORDS_DICT=["x"] * 64).as_numpy("STOP_WORDS_IDS").shape[-1] >= 64

@@ -82,6 +82,11 @@ def test_servers_that_write_no_marks_are_read_by_their_words(text: str, kind: Ki
     assert (told.message, told.kind, told.was_taken) == (text, kind, was_taken)
 
 
+def test_a_model_that_is_not_loaded_has_taken_nothing() -> None:
+    told = read_mark("Request for unknown model: 'tensorrt_llm_bls' has no available versions")
+    assert (told.kind, told.was_taken) == ("unavailable", False)
+
+
 def test_a_kind_that_is_not_known_is_a_failure() -> None:
     assert isinstance(read_mark("x [error kind: novel]").as_error(), ServingError)
     assert read_mark("x [error kind: novel]").kind == "failed"

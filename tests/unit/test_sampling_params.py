@@ -234,6 +234,7 @@ def test_a_repetition_penalty_that_leaves_float32_is_refused(penalty: float) -> 
         ({"stop_token_ids": [1] * 1025}, "stop_token_ids has 1025 entries, expected at most 1024"),
         ({"bad_words": ["a"] * 513}, "make 1026 sequences .*, expected at most 1024"),
         ({"bad_words": ["a" * 1025]}, "bad_words has a string of 1025 characters"),
+        ({"bad_words": ["a" * 1024] * 33}, "bad_words has 33792 characters, expected at most 32768"),
         ({"bad_words_ids": [[1]] * 1025}, "make 1025 sequences .*, expected at most 1024"),
         ({"bad_words_ids": [[1] * 40_000]}, "bad_words_ids has 40000 tokens, expected at most 32768"),
         ({"logit_bias": dict.fromkeys(range((1 << 18) + 1), 1)}, "logit_bias has 262145 entries"),

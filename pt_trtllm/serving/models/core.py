@@ -148,7 +148,8 @@ class CoreModel:
         name = request.request_id()
         if not name:
             raise ConfigError("stop needs the id of the request that is to be stopped; send it as the request id")
-        self._stops.append(name)
+        with self._lock:
+            self._stops.append(name)
         if self._is_decoupled:
             request.get_response_sender().send(flags=FINAL)
         else:
@@ -192,7 +193,8 @@ class CoreModel:
             self._forget(call)
 
     def _check_calls(self) -> None:
-        stops, self._stops = self._stops, []
+        with self._lock:
+            stops, self._stops = self._stops, []
         order = self._look_for_orders()
         for call in list(self._calls.values()):
             is_stopped = order == END or call.request_id in stops or call.stream_id in stops

@@ -13,6 +13,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from pt_trtllm.errors import ConfigError
+from pt_trtllm.runtime.params import SamplingParams
 from pt_trtllm.serving.models.triton import (
     FINAL,
     array,
@@ -31,6 +32,8 @@ from pt_trtllm.serving.word_lists import pack_words
 NO_TOKEN = -1
 """As an end token: none ends the answer."""
 INPUTS = tuple(tensor.name for tensor in PREPROCESSING_INPUTS)
+WORDS: dict[str, Any] = {"BAD_WORDS_DICT": "bad_words", "STOP_WORDS_DICT": "stop"}
+"""The option that each list of words is."""
 LONG = 1 << 14
 """Characters, of all texts of a request together: tens of milliseconds."""
 LONG_AT_A_TIME = 2
@@ -108,8 +111,10 @@ class PreprocessModel:
         return encode(query, add_special_tokens=special)
 
     def _words(self, request: Any, name: str, count: int) -> Any:
-        rows = [[self._tokens_of(word, False) for word in texts(request, name, row)] for row in range(count)]
-        return pack_words(rows)
+        rows = [texts(request, name, row) for row in range(count)]
+        for words in rows:
+            SamplingParams(**{WORDS[name]: words})  # has bounds for them, and names what is beyond
+        return pack_words([[self._tokens_of(word, False) for word in words] for words in rows])
 
     def _bias(self, request: Any, count: int) -> Any:
         """One value per token of the vocabulary; nothing where no word is given."""
