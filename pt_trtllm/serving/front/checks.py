@@ -74,7 +74,8 @@ def _check_shape(tensor: dict[str, Any], num_bytes: int) -> None:
     shape = tensor.get("shape")
     if not (isinstance(shape, list) and all(isinstance(size, int) for size in shape)):
         return  # Triton says so itself
-    is_sound = len(shape) <= MAX_DIMENSIONS and all(size >= 0 for size in shape) and math.prod(shape) <= num_bytes
+    extent = math.prod(filter(None, shape[:MAX_DIMENSIONS]))  # a size of 0 excuses none of the others
+    is_sound = len(shape) <= MAX_DIMENSIONS and all(size >= 0 for size in shape) and extent <= num_bytes
     if not is_sound:
         raise ConfigError(
             f"input {str(tensor.get('name'))[:100]!r} has shape {str(shape)[:100]}, which is more than the request's "
