@@ -6,6 +6,7 @@ response follow when `execute` has returned.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -32,8 +33,11 @@ from pt_trtllm.serving.word_lists import pack_words
 NO_TOKEN = -1
 """As an end token: none ends the answer."""
 INPUTS = tuple(tensor.name for tensor in PREPROCESSING_INPUTS)
-WORDS: dict[str, Any] = {"BAD_WORDS_DICT": "bad_words", "STOP_WORDS_DICT": "stop"}
-"""The option that each list of words is."""
+CHECKS: dict[str, Callable[[tuple[str, ...]], SamplingParams]] = {
+    "BAD_WORDS_DICT": lambda words: SamplingParams(bad_words=words),
+    "STOP_WORDS_DICT": lambda words: SamplingParams(stop=words),
+}
+"""The option that each list of words is has bounds for them, and names what is beyond."""
 LONG = 1 << 14
 """Characters, of all texts of a request together: tens of milliseconds."""
 LONG_AT_A_TIME = 2
@@ -113,7 +117,7 @@ class PreprocessModel:
     def _words(self, request: Any, name: str, count: int) -> Any:
         rows = [texts(request, name, row) for row in range(count)]
         for words in rows:
-            SamplingParams(**{WORDS[name]: words})  # has bounds for them, and names what is beyond
+            CHECKS[name](words)
         return pack_words([[self._tokens_of(word, False) for word in words] for words in rows])
 
     def _bias(self, request: Any, count: int) -> Any:
