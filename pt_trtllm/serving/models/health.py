@@ -26,6 +26,8 @@ from pt_trtllm.serving.threads import start_essential
 MODEL = "tensorrt_llm_bls"
 PARAMETER = "engine_failure"
 TIMEOUT_S, RETRY_S = 30.0, 1.0
+NOT_ALLOWED = b"load / unload is not allowed"
+"""How Triton says so."""
 
 
 def refuse_if_engine_is_down(parameters: Mapping[str, str]) -> None:
@@ -71,14 +73,14 @@ class HealthSignal:
             is_down = reason is not None
 
     def _ask(self, action: str, body: dict[str, Any]) -> bool:
-        """Whether it was done. Without a server of ours there is nobody to ask."""
+        """Whether it was done, or cannot be: without a server of ours there is nobody to ask, and one that its user
+        runs with another model control takes no orders."""
         if self._socket is None:
             return True
         with contextlib.suppress(OSError, http.client.HTTPException), _Connection(self._socket) as connection:
             connection.request("POST", f"/v2/repository/models/{MODEL}/{action}", json.dumps(body))
             response = connection.getresponse()
-            response.read()
-            return response.status == HTTPStatus.OK
+            return NOT_ALLOWED in response.read() or response.status == HTTPStatus.OK
         return False
 
 
