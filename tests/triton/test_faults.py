@@ -245,7 +245,10 @@ def test_a_lost_model_ends_the_server(repository: Path, number: signal.Signals, 
             with pytest.raises(ServingError):
                 list(itertools.chain(stream, client.stream("It is", LONG)))  # the first may have come before
         assert process.wait(LONGEST_S) == 1
-        assert f"{how}, which Triton cannot mend, so the server was ended" in out.read_text()
+        # Triton may die of it before it is looked at: it does not always bear the death of what it waits for.
+        assert f"{how}, which Triton cannot mend, so the server was ended" in out.read_text() or (
+            number == signal.SIGKILL and "tritonserver ended with -" in out.read_text()
+        ), out.read_text()
     wait_until_gone(started)
 
 
