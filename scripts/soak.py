@@ -32,7 +32,7 @@ from pt_trtllm.runtime.tokenizer import Tokenizer
 from pt_trtllm.serving.repository import DeployOptions
 from pt_trtllm.testing.soak.clients import SoakClient
 from pt_trtllm.testing.soak.faults import MODEL, RANK, Fault, draw_faults, inject
-from pt_trtllm.testing.soak.leftovers import describe, descriptors, left_on_disk, resident_mib
+from pt_trtllm.testing.soak.leftovers import describe, descriptors, resident_mib, shared_memory
 from pt_trtllm.testing.soak.load import Load
 from pt_trtllm.testing.soak.report import Report, against_log, by_kind, judge
 from pt_trtllm.testing.soak.requests import PATHS, Ending, draw_plans
@@ -53,11 +53,11 @@ def main() -> int:
     parser.add_argument("--max-seconds", type=float, default=3000.0, help="no request is begun after so long")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
-    before = left_on_disk()
+    before = shared_memory()
     with tempfile.TemporaryDirectory(prefix="pt-soak-") as folder, _temporary_files_in(Path(folder)) as temporary:
         report = soak(given, Path(folder))
         report["left in the folder of temporary files"] = sorted(path.name for path in temporary.iterdir())
-    report["left in shared memory"] = sorted(str(p) for p in left_on_disk() - before if p.parent == Path("/dev/shm"))
+    report["left in shared memory"] = sorted(shared_memory() - before)
     problems = judge(report)
     print(json.dumps(report, indent=2))
     if given.json:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from pt_trtllm.processes import command_line, is_running
 
-FOLDERS = (Path("/dev/shm"), Path(tempfile.gettempdir()))
+SHARED_MEMORY = Path("/dev/shm")
 
 
-def left_on_disk() -> set[Path]:
-    """Entries of the places where processes put what others shall find."""
-    return {path for folder in FOLDERS for path in folder.iterdir()}
+def shared_memory() -> set[str]:
+    """Names of all there is on this machine, whoever made it."""
+    return {path.name for path in SHARED_MEMORY.iterdir()}
 
 
 def descriptors(pids: Iterable[int]) -> dict[int, int]:

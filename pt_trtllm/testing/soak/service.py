@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 import subprocess
@@ -49,18 +50,24 @@ class KeptService:
         return sorted(pid for pid in descendants(self.pid) if b"triton_python_backend_stub" in command_line(pid))
 
     def __enter__(self) -> KeptService:
-        self._start()
-        options = ("--url", self.grpc_url, "--metrics-url", self.metrics_url, "--tokenizer-dir", self._tokenizer_dir)
-        self._front = front_end(*options, "--served-model-name", "soaked")
-        self.front: FrontEnd = self._front.__enter__()
-        self._keeper = threading.Thread(target=self._keep, name="keeper")
-        self._keeper.start()
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._end)
+            self._start()
+            options = ["--url", self.grpc_url, "--metrics-url", self.metrics_url]
+            options += ["--tokenizer-dir", str(self._tokenizer_dir), "--served-model-name", "soaked"]
+            self.front: FrontEnd = stack.enter_context(front_end(*options))
+            self._keeper = threading.Thread(target=self._keep, name="keeper")
+            self._keeper.start()
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._closing.set()
         self._keeper.join()
-        self._front.__exit__(None, None, None)
+        self._stack.close()
+
+    def _end(self) -> None:
+        """The server, also where the front end did not start."""
         self._process.send_signal(signal.SIGTERM)
         try:
             self._process.wait(STOP_S)
