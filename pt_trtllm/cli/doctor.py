@@ -18,7 +18,6 @@ from pt_trtllm import __version__
 from pt_trtllm.errors import PtError
 from pt_trtllm.serving.tritonserver import embedded_tritonserver, system_tritonserver
 
-
 PLUGIN = "parallel_track"
 """As pyproject.toml names the entry point."""
 
