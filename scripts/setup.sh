@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv with this project and the given extras, all versions pinned; does nothing when it is up to date.
+# Makes .venv with this project and the given extras, all versions pinned (requirements/constraints.txt); does nothing when
+# it is up to date.
 # Usage: source scripts/setup.sh [EXTRA...]      (PYTHON=... chooses the interpreter, VENV=... the folder)
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -20,7 +21,7 @@ pick_python() {
 
 # Python sources are used in place (editable install); only what is compiled or installed goes into the stamp.
 stamp() {
-  (cd "$ROOT" && echo "$EXTRAS" && cat pyproject.toml requirements/*.txt \
+  (cd "$ROOT" && echo "$EXTRAS" && cat pyproject.toml requirements/build.txt requirements/constraints.txt \
     && find plugins -type f \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name CMakeLists.txt -o -name '*.cmake' \) \
       -not -path '*/build/*' -print0 | sort -z | xargs -0 cat) | sha256sum | cut -d' ' -f1
 }
