@@ -4,20 +4,9 @@
 # Usage: source scripts/setup.sh [EXTRA...]      (PYTHON=... chooses the interpreter, VENV=... the folder)
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+source "$ROOT/scripts/environment.sh"
 VENV="${VENV:-$ROOT/.venv}"
 EXTRAS="$(IFS=,; echo "$*")"
-
-pick_python() {
-  local candidate
-  for candidate in "${PYTHON:-}" python3.11 python3 python3.12 python3.13 python3.10; do
-    if [ -n "$candidate" ] && "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
-      echo "$candidate"
-      return
-    fi
-  done
-  echo "setup: no Python 3.10 to 3.13 found; install one, or name it with PYTHON=..." >&2
-  return 1
-}
 
 # Python sources are used in place (editable install); only what is compiled or installed goes into the stamp.
 stamp() {
