@@ -13,7 +13,7 @@ esac
 ENVIRONMENT="$PWD/build/ranges-$1"
 TREE="$ENVIRONMENT/tree"
 
-# What they import is the core, and these. Of transformers and others, which a few cases compare with, there is nothing.
+# What these tests import is the core, and these tools; cases that compare with transformers skip.
 tools="$(grep -E '^(pytest|pytest-timeout|hypothesis|tamm|ml_dtypes)==' requirements/constraints.txt)"
 tests=(
   tests/unit/test_{bad_checkpoints,codecs,config,convert,detokenize,guided,hostile_files,kv_blocks,kv_cache_dtype}.py
@@ -33,7 +33,7 @@ names="$(cut -d= -f1 requirements/floor.txt | grep -v '^#' | paste -sd '|')"
 
 # Beside the tests there is no source tree: what runs is the wheel.
 rm -rf "$TREE" && mkdir "$TREE"
-cp -r pyproject.toml tests examples engines docs "$TREE"
+cp -r pyproject.toml tests examples engines "$TREE"
 cd "$TREE"
 export PATH="$ENVIRONMENT/bin:$PATH"
 pytest -q "${@:2}" "${tests[@]}"
