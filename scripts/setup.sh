@@ -1,26 +1,16 @@
 #!/usr/bin/env bash
-# Makes .venv with this project and the given extras, all versions pinned; does nothing when it is up to date.
+# Makes .venv with this project and the given extras, all versions pinned (requirements/constraints.txt); does nothing when
+# it is up to date.
 # Usage: source scripts/setup.sh [EXTRA...]      (PYTHON=... chooses the interpreter, VENV=... the folder)
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+source "$ROOT/scripts/environment.sh"
 VENV="${VENV:-$ROOT/.venv}"
 EXTRAS="$(IFS=,; echo "$*")"
 
-pick_python() {
-  local candidate
-  for candidate in "${PYTHON:-}" python3.11 python3 python3.12 python3.13 python3.10; do
-    if [ -n "$candidate" ] && "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
-      echo "$candidate"
-      return
-    fi
-  done
-  echo "setup: no Python 3.10 to 3.13 found; install one, or name it with PYTHON=..." >&2
-  return 1
-}
-
 # Python sources are used in place (editable install); only what is compiled or installed goes into the stamp.
 stamp() {
-  (cd "$ROOT" && echo "$EXTRAS" && cat pyproject.toml requirements/*.txt \
+  (cd "$ROOT" && echo "$EXTRAS" && cat pyproject.toml requirements/build.txt requirements/constraints.txt \
     && find plugins -type f \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name CMakeLists.txt -o -name '*.cmake' \) \
       -not -path '*/build/*' -print0 | sort -z | xargs -0 cat) | sha256sum | cut -d' ' -f1
 }

@@ -35,6 +35,7 @@ def a_config(head_dim: int = 32, **changes: Any) -> ModelConfig:
 
 
 def rotary_module(theta: float, head_dim: int, kind: str, fields: dict[str, Any]) -> torch.nn.Module:
+    pytest.importorskip("transformers", reason="needs the test extra")
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -83,6 +84,7 @@ def test_interleaved_rotation_equals_that_of_the_reference() -> None:
 
 
 def test_half_rotation_equals_that_of_transformers() -> None:
+    pytest.importorskip("transformers", reason="needs the test extra")
     from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
     x = torch.randn(1, 40, 3, 32, generator=torch.Generator().manual_seed(0))

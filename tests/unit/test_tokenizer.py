@@ -23,6 +23,7 @@ TEXTS = ("It is a truth", "It is a truth universally acknowledged, that a single
 
 @pytest.mark.parametrize("left_over", [{"truncation": TRUNCATION}, {"padding": PADDING}], ids=["truncation", "padding"])
 def test_what_a_file_says_about_truncation_and_padding_is_ignored(left_over: dict[str, object], tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="needs the test extra")
     from transformers import PreTrainedTokenizerFast
 
     data = json.loads((EXAMPLE / "tokenizer.json").read_text())
