@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from pt_trtllm.checkpoint.artifact import new_folder, read_json, write_json, write_manifest
+from pt_trtllm.checkpoint.rank_files import ARCHITECTURE
 from pt_trtllm.checkpoint.sources import open_source
 from pt_trtllm.checkpoint.sources.base import Source
 from pt_trtllm.config import problems_to_error
 from pt_trtllm.errors import ConfigError
-from pt_trtllm.mapping import Mapping
 from pt_trtllm.runtime.tokenizer import Tokenizer
 from pt_trtllm.serving.repository import KIND
+from pt_trtllm.vllm.refusals import mapping_of
 
 BACKEND = "vllm"
 MODEL_NAME = "vllm_model"
 """What the examples of Triton's vLLM backend call it."""
 ENGINE_ARGS = "model.json"
-ARCHITECTURE = "PTForCausalLM"
-"""By this name vLLM finds the model class that the plugin has registered."""
 EXECUTORS = ("mp", "ray")
 PLACES = ("model", "tokenizer")
 """Engine arguments that name folders; `deploy` has checked those it writes."""
@@ -87,14 +88,15 @@ def deploy_vllm(model_dir: Path, tokenizer_dir: Path | None, target: Path, optio
         raise ConfigError(f"deploy needs {error.name}; install it with: pip install 'pt-trtllm[serve]'") from None
     model_dir = model_dir.resolve()
     tokenizer_dir = tokenizer_dir.resolve() if tokenizer_dir else model_dir
-    _check_model(open_source(model_dir, "pt"), options)
+    args = engine_args(model_dir, tokenizer_dir, options)
+    _check_model(open_source(model_dir, "pt"), args)
     Tokenizer(tokenizer_dir)
     parameters = {"REPORT_CUSTOM_METRICS": "true"} if options.report_custom_metrics else {}
     with new_folder(target, source=model_dir, force=options.force) as work:
         (work / options.model_name / "1").mkdir(parents=True)
         config = configs.vllm_model(options.model_name, parameters=parameters)
         (work / options.model_name / "config.pbtxt").write_text(configs.to_text(config))
-        write_json(work / options.model_name / "1" / ENGINE_ARGS, engine_args(model_dir, tokenizer_dir, options))
+        write_json(work / options.model_name / "1" / ENGINE_ARGS, args)
         details = {"backend": BACKEND, "model_dir": str(model_dir), "tokenizer_dir": str(tokenizer_dir)}
         write_manifest(work, KIND, details)
 
@@ -106,15 +108,25 @@ def engine_args(model_dir: Path, tokenizer_dir: Path, options: VllmOptions) -> d
     return {"model": str(options.served_model_dir or model_dir), **tokenizer, **decided, **options.engine_args}
 
 
-def _check_model(source: Source, options: VllmOptions) -> None:
+def _check_model(source: Source, args: Mapping[str, Any]) -> None:
     """Raises for what vLLM would refuse, or not find, once the server starts."""
     path = source.folder / "config.json"
-    named = read_json(path, "a pt checkpoint").get("architectures")
+    named = read_json(path, "a pt checkpoint").get("architectures", [ARCHITECTURE])
     if named != [ARCHITECTURE]:
         raise ConfigError(f"{path}: architectures is {named!r}, expected {[ARCHITECTURE]!r}: by it vLLM finds the "
                           "model class of pt-trtllm's plugin")  # fmt: skip
-    model = source.config
-    Mapping(world_size=options.tensor_parallel_size, num_tracks=model.num_tracks).check_model(model)
-    longest = model.max_position_embeddings
-    if options.max_model_len is not None and options.max_model_len > longest:
-        raise ConfigError(f"max_model_len is {options.max_model_len}, but {source.folder} has {longest} positions")
+    mapping_of(source.config, _as_vllm_config(args), rank=0)
+    asked, longest = args.get("max_model_len"), source.config.max_position_embeddings
+    if asked is not None and asked > longest:
+        raise ConfigError(f"max_model_len is {asked}, but {source.folder} has {longest} positions")
+
+
+def _as_vllm_config(args: Mapping[str, Any]) -> SimpleNamespace:
+    """What the plugin's own refusals read, as vLLM would make it of these arguments."""
+    speculative = args.get("speculative_config")
+    return SimpleNamespace(
+        parallel_config=SimpleNamespace(**{name: value for name, value in args.items() if isinstance(value, int)}),
+        speculative_config=SimpleNamespace(method=speculative.get("method")) if isinstance(speculative, dict) else None,
+        lora_config=args.get("enable_lora") or None,
+        compilation_config=SimpleNamespace(pass_config=None),
+    )

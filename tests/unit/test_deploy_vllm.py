@@ -107,6 +107,9 @@ def test_what_is_not_said_is_left_to_vllm(tmp_path: Path) -> None:
     [
         (("--tp-size", 3), "4 tracks cannot be spread over 3 ranks"),
         (("--tp-size", 16), "but this model has 2 attention heads"),
+        (("--engine-arg", "pipeline-parallel-size=2"), "does not support pipeline parallelism"),
+        (("--engine-arg", "enable_expert_parallel=true"), "does not support expert parallelism"),
+        (("--engine-arg", 'speculative_config={"method": "eagle3"}'), "does not support speculation by 'eagle3'"),
         (("--tp-size", 0), "tensor_parallel_size is 0, expected at least 1"),
         (("--max-model-len", 513), "max_model_len is 513, but"),
         (("--gpu-memory-utilization", 1.5), "gpu_memory_utilization is 1.5"),
@@ -131,8 +134,9 @@ def test_what_cannot_be_served_is_refused(tmp_path: Path, args: tuple[object, ..
 def test_only_what_the_plugin_serves_is_taken(tmp_path: Path) -> None:
     llama = copy_of_example(tmp_path / "llama", model_type="llama", architectures=["LlamaForCausalLM"])
     assert "expected 'parallel_track'" in str(deploy(tmp_path, model_dir=llama).exception)
-    nameless = copy_of_example(tmp_path / "nameless", architectures=None)
-    assert "architectures is None, expected ['PTForCausalLM']" in str(deploy(tmp_path, model_dir=nameless).exception)
+    other = copy_of_example(tmp_path / "other", architectures=["OtherForCausalLM"])
+    refusal = str(deploy(tmp_path, model_dir=other).exception)
+    assert "architectures is ['OtherForCausalLM'], expected ['PTForCausalLM']" in refusal
 
 
 def test_each_backend_has_options_of_its_own(tmp_path: Path) -> None:
