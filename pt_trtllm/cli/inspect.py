@@ -53,7 +53,7 @@ def _written_here(folder: Path, verify: bool) -> dict[str, Any]:
     if not is_vllm:
         return {**info, "engine": _converted(Path(model_dir), verify)}
     args = {name: read_json(folder / name / "1" / ENGINE_ARGS, "arguments of vLLM's engine") for name in models}
-    return {**info, "backend": VLLM, "engine_args": args, "checkpoint": _source(Path(model_dir))}
+    return {**info, "backend": VLLM, "model_dir": model_dir, "engine_args": args}
 
 
 def _converted(folder: Path, verify: bool) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,8 +13,8 @@ from typing import Any
 from pt_trtllm.checkpoint.artifact import new_folder, read_json, write_json, write_manifest
 from pt_trtllm.checkpoint.rank_files import ARCHITECTURE
 from pt_trtllm.checkpoint.sources import open_source
-from pt_trtllm.checkpoint.sources.base import Source
-from pt_trtllm.config import problems_to_error
+from pt_trtllm.checkpoint.sources.pt import recognises
+from pt_trtllm.config import ModelConfig, problems_to_error
 from pt_trtllm.errors import ConfigError
 from pt_trtllm.runtime.tokenizer import Tokenizer
 from pt_trtllm.serving.repository import KIND
@@ -89,7 +90,7 @@ def deploy_vllm(model_dir: Path, tokenizer_dir: Path | None, target: Path, optio
     model_dir = model_dir.resolve()
     tokenizer_dir = tokenizer_dir.resolve() if tokenizer_dir else model_dir
     args = engine_args(model_dir, tokenizer_dir, options)
-    _check_model(open_source(model_dir, "pt"), args)
+    _check_model(model_dir, args)
     Tokenizer(tokenizer_dir)
     parameters = {"REPORT_CUSTOM_METRICS": "true"} if options.report_custom_metrics else {}
     with new_folder(target, source=model_dir, force=options.force) as work:
@@ -108,17 +109,27 @@ def engine_args(model_dir: Path, tokenizer_dir: Path, options: VllmOptions) -> d
     return {"model": str(options.served_model_dir or model_dir), **tokenizer, **decided, **options.engine_args}
 
 
-def _check_model(source: Source, args: Mapping[str, Any]) -> None:
+def _check_model(folder: Path, args: Mapping[str, Any]) -> None:
     """Raises for what vLLM would refuse, or not find, once the server starts."""
-    path = source.folder / "config.json"
-    named = read_json(path, "a pt checkpoint").get("architectures", [ARCHITECTURE])
+    path = folder / "config.json"
+    raw = read_json(path, "a checkpoint of the pt layout")
+    named = raw.get("architectures", [ARCHITECTURE])
+    model = _model(folder, raw)
     if named != [ARCHITECTURE]:
         raise ConfigError(f"{path}: architectures is {named!r}, expected {[ARCHITECTURE]!r}: by it vLLM finds the "
                           "model class of pt-trtllm's plugin")  # fmt: skip
-    mapping_of(source.config, _as_vllm_config(args), rank=0)
-    asked, longest = args.get("max_model_len"), source.config.max_position_embeddings
+    mapping_of(model, _as_vllm_config(args), rank=0)
+    asked, longest = args.get("max_model_len"), model.max_position_embeddings
     if asked is not None and asked > longest:
-        raise ConfigError(f"max_model_len is {asked}, but {source.folder} has {longest} positions")
+        raise ConfigError(f"max_model_len is {asked}, but {folder} has {longest} positions")
+
+
+def _model(folder: Path, raw: dict[str, Any]) -> ModelConfig:
+    """Checks the tensors too, but for quantised ones, which vLLM alone knows."""
+    if raw.get("quantization_config") is None or not recognises(raw):
+        return open_source(folder, "pt").config
+    known = {field.name for field in dataclasses.fields(ModelConfig)}
+    return ModelConfig.from_dict({name: value for name, value in raw.items() if name in known})
 
 
 def _as_vllm_config(args: Mapping[str, Any]) -> SimpleNamespace:

@@ -139,6 +139,13 @@ def test_only_what_the_plugin_serves_is_taken(tmp_path: Path) -> None:
     assert "architectures is ['OtherForCausalLM'], expected ['PTForCausalLM']" in refusal
 
 
+def test_a_quantised_checkpoint_is_vllms_to_read(tmp_path: Path) -> None:
+    folder = copy_of_example(tmp_path / "fp8", quantization_config={"quant_method": "compressed-tensors"})
+    (folder / "model.safetensors").unlink()
+    assert "4 tracks cannot be spread" in str(deploy(tmp_path, "--tp-size", 3, model_dir=folder).exception)
+    assert deploy(tmp_path, "--tp-size", 2, model_dir=folder).exit_code == 0
+
+
 def test_each_backend_has_options_of_its_own(tmp_path: Path) -> None:
     def refused(*args: object) -> str:
         result = CliRunner().invoke(cli, ["deploy", "--model-repository", str(tmp_path / "r"), *map(str, args)])
@@ -161,7 +168,7 @@ def test_inspect_shows_the_repository(tmp_path: Path) -> None:
     shown = json.loads(CliRunner().invoke(cli, ["inspect", str(tmp_path / "r"), "--json"]).output)
     assert (shown["backend"], shown["models"]) == ("vllm", ["vllm_model"])
     assert shown["engine_args"]["vllm_model"]["tensor_parallel_size"] == 2
-    assert shown["checkpoint"]["model"]["num_tracks"] == 4
+    assert shown["model_dir"] == str(EXAMPLE)
 
 
 def test_serve_says_that_its_server_has_no_such_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
