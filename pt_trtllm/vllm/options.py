@@ -15,7 +15,7 @@ KEY = "parallel_track"
 
 @dataclass(frozen=True, kw_only=True)
 class PluginOptions:
-    batch_tracks: bool = True
+    batch_tracks: bool = False
     """Several tracks of a rank compute a projection as one batched product, where nothing is quantised or adapted."""
 
     def __post_init__(self) -> None:
