@@ -139,5 +139,7 @@ def _as_vllm_config(args: Mapping[str, Any]) -> SimpleNamespace:
         parallel_config=SimpleNamespace(**{name: value for name, value in args.items() if isinstance(value, int)}),
         speculative_config=SimpleNamespace(method=speculative.get("method")) if isinstance(speculative, dict) else None,
         lora_config=args.get("enable_lora") or None,
+        quant_config=None,
         compilation_config=SimpleNamespace(pass_config=None),
+        additional_config=args.get("additional_config") or {},
     )
