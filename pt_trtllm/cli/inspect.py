@@ -19,6 +19,8 @@ from pt_trtllm.engine.bundle import open_bundle
 from pt_trtllm.errors import CheckpointError
 from pt_trtllm.mapping import Mapping, SyncPoint, sync_counts, sync_plan
 from pt_trtllm.serving.repository import KIND as REPOSITORY
+from pt_trtllm.serving.vllm_repository import BACKEND as VLLM
+from pt_trtllm.serving.vllm_repository import ENGINE_ARGS
 
 
 @click.command("inspect")
@@ -44,16 +46,17 @@ def _written_here(folder: Path, verify: bool) -> dict[str, Any]:
         return _exported(folder, manifest, verify)
     if manifest.get("kind") != REPOSITORY:
         return _converted(folder, verify)
-    engine_dir, tokenizer_dir = manifest.get("engine_dir"), manifest.get("tokenizer_dir")
-    if not (isinstance(engine_dir, str) and isinstance(tokenizer_dir, str)):
-        raise CheckpointError(f"{folder / MANIFEST}: lacks engine_dir or tokenizer_dir; deploy again")
-    return {
-        "path": str(folder),
-        "kind": REPOSITORY,
-        "models": sorted(path.parent.name for path in folder.glob("*/config.pbtxt")),
-        "tokenizer_dir": tokenizer_dir,
-        "engine": _converted(Path(engine_dir), verify),
-    }
+    is_vllm = manifest.get("backend") == VLLM
+    what = "model_dir" if is_vllm else "engine_dir"
+    model_dir, tokenizer_dir = manifest.get(what), manifest.get("tokenizer_dir")
+    if not (isinstance(model_dir, str) and isinstance(tokenizer_dir, str)):
+        raise CheckpointError(f"{folder / MANIFEST}: lacks {what} or tokenizer_dir; deploy again")
+    models = sorted(path.parent.name for path in folder.glob("*/config.pbtxt"))
+    info = {"path": str(folder), "kind": REPOSITORY, "models": models, "tokenizer_dir": tokenizer_dir}
+    if not is_vllm:
+        return {**info, "engine": _converted(Path(model_dir), verify)}
+    args = {name: read_json(folder / name / "1" / ENGINE_ARGS, "arguments of vLLM's engine") for name in models}
+    return {**info, "backend": VLLM, "model_dir": model_dir, "engine_args": args}
 
 
 def _converted(folder: Path, verify: bool) -> dict[str, Any]:

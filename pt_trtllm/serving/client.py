@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from pt_trtllm.errors import Kind, ServingError
 from pt_trtllm.runtime.params import SamplingParams
 from pt_trtllm.serving.addresses import channel_options
 from pt_trtllm.serving.error_marks import read_mark
+from pt_trtllm.serving.vllm_wire import is_vllm, vllm_chunk, vllm_request
 from pt_trtllm.serving.wire import Chunk, ask_for, ask_in_one, chunk, core_request, samples, text_request
 
 CORE = "tensorrt_llm"
@@ -61,7 +62,7 @@ class Client:
         """Raises ServingError when no server answers there."""
         self.url, self.model = url, model
         self._retry_for_s = retry_for_s
-        self._outputs: dict[str, list[str]] = {}
+        self._metadata: dict[str, Any] = {}
         """Of each model that was asked."""
         self._decoupled: dict[str, bool] = {}
         self._channel = _channel(url, ssl, root_certificates)
@@ -126,12 +127,13 @@ class Client:
         lost_after_s = None if timeout_s is None else timeout_s + SERVER_GRACE_S
         give_up, wait_s = time.monotonic() + self._retry_for_s, FIRST_RETRY_S
         while True:
-            if isinstance(prompt, str):
-                request = text_request(self.model, prompt, params, stream=stream, timeout_s=timeout_s)
-            else:
-                request = core_request(CORE, prompt, params, stream=stream, timeout_s=timeout_s)
-            request.id = request_id or uuid.uuid4().hex
             try:
+                if isinstance(prompt, str):
+                    make = vllm_request if self._is_vllm(self.model) else text_request
+                    request = make(self.model, prompt, params, stream=stream, timeout_s=timeout_s)
+                else:
+                    request = core_request(CORE, prompt, params, stream=stream, timeout_s=timeout_s)
+                request.id = request_id or uuid.uuid4().hex
                 if not self._is_decoupled(request.model_name):
                     ask_in_one(request, params)
                 yield from self._attempt(request, params.n, lost_after_s)
@@ -143,7 +145,8 @@ class Client:
             wait_s = min(2 * wait_s, LONGEST_RETRY_S)
 
     def _attempt(self, request: pb.ModelInferRequest, num_samples: int, lost_after_s: float | None) -> Iterator[Chunk]:
-        ask_for(request, self._outputs_of(request.model_name))
+        ask_for(request, [output.name for output in self._metadata_of(request.model_name).outputs])
+        read = self._reader(request.model_name)
         call = self._server.ModelStreamInfer(iter([request]), timeout=lost_after_s)
         failure, has_ended, num_whole = None, False, 0
         try:
@@ -153,7 +156,7 @@ class Client:
                 try:
                     if message.error_message:
                         raise read_mark(message.error_message).as_error(f"{self.url}: ")
-                    for piece in self._pieces(request.model_name, response):
+                    for piece in read(response) if response.outputs else ():
                         num_whole += piece.finish_reason is not None
                         yield piece
                 except ServingError as error:  # raised behind the end: a stream that is ending is not to be cancelled
@@ -176,16 +179,19 @@ class Client:
                 f"{self.url}: the server ended the stream before the answer's end; ask again", kind="unavailable"
             )
 
-    def _pieces(self, model: str, response: pb.ModelInferResponse) -> Sequence[Chunk]:
-        if not response.outputs:
-            return ()
-        return [chunk(response)] if self._is_decoupled(model) else samples(response)
+    def _reader(self, model: str) -> Callable[[pb.ModelInferResponse], Sequence[Chunk]]:
+        """Of its responses."""
+        if self._is_vllm(model):
+            return lambda response: [vllm_chunk(response)]
+        return (lambda response: [chunk(response)]) if self._is_decoupled(model) else samples
 
-    def _outputs_of(self, model: str) -> list[str]:
-        if model not in self._outputs:
-            answer = self._ask(self._server.ModelMetadata, pb.ModelMetadataRequest(name=model))
-            self._outputs[model] = [output.name for output in answer.outputs]
-        return self._outputs[model]
+    def _is_vllm(self, model: str) -> bool:
+        return is_vllm([tensor.name for tensor in self._metadata_of(model).inputs])
+
+    def _metadata_of(self, model: str) -> Any:
+        if model not in self._metadata:
+            self._metadata[model] = self._ask(self._server.ModelMetadata, pb.ModelMetadataRequest(name=model))
+        return self._metadata[model]
 
     def _is_decoupled(self, model: str) -> bool:
         if model not in self._decoupled:

@@ -153,6 +153,21 @@ def ensemble_model(*, max_batch_size: int, with_private: bool, decoupled: bool) 
     return config
 
 
+def vllm_model(name: str, *, parameters: Mapping[str, str]) -> pb.ModelConfig:
+    """Triton's vLLM backend. vLLM does the batching, and takes the devices it needs."""
+    config = python_model(
+        name,
+        tensors.VLLM_INPUTS,
+        tensors.VLLM_OUTPUTS,
+        max_batch_size=0,
+        parameters=parameters,
+        decoupled=True,
+        backend="vllm",
+    )
+    config.instance_group[0].kind = pb.ModelInstanceGroup.KIND_MODEL
+    return config
+
+
 def to_text(config: pb.ModelConfig) -> str:
     return str(text_format.MessageToString(config))
 

@@ -22,7 +22,7 @@ from pt_trtllm.serving.child import PRIVATE_UMASK, adopt_orphans, confine_server
 from pt_trtllm.serving.control import END, HTTP_SOCKET, METRICS_SOCKET, WAIT, DrainOrder
 from pt_trtllm.serving.guardian import Guardian
 from pt_trtllm.serving.server_options import TRITON_EXIT_S, ServerOptions, check_repository
-from pt_trtllm.serving.tritonserver import ServerBinary, find_tritonserver
+from pt_trtllm.serving.tritonserver import ServerBinary, check_backends, find_tritonserver
 
 LOG_TAIL_LINES = 15
 ENDING_S = 3.0
@@ -42,6 +42,7 @@ class TritonServer:
         self.options = options or ServerOptions()
         repository = check_repository(repository)
         binary = find_tritonserver(self.options.tritonserver)
+        check_backends(repository, binary, self.options.extra)
         sweep_crashed()
         adopt_orphans()
         self._belongings = Belongings.new()

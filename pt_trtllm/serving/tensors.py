@@ -156,6 +156,21 @@ POSTPROCESSING_INPUTS = (
 POSTPROCESSING_PRIVATE_INPUTS = (Tensor("TEXT_PIECE", "STRING", (-1,)), *_row("STRING", "STREAM_ID"))
 POSTPROCESSING_OUTPUTS = (Tensor("OUTPUT", "STRING", (-1,)),)
 
+VLLM_INPUTS = (
+    Tensor("text_input", "STRING", required=True),
+    *_row("BOOL", "stream exclude_input_in_output"),
+    *_row("STRING", "sampling_parameters"),
+    *_row("BOOL", f"return_finish_reason return_cumulative_logprob return_logprobs {COUNT_FLAGS}"),
+)
+"""Of Triton's vLLM backend, whose models have no batch dimension. `sampling_parameters` is JSON of vLLM's own names."""
+VLLM_OUTPUTS = (
+    *_row("STRING", "text_output finish_reason", (-1,)),
+    Tensor("cumulative_logprob", "FP32", (-1,)),
+    Tensor("logprobs", "STRING", (-1,)),
+    Tensor("num_input_tokens", "UINT32"),
+    Tensor("num_output_tokens", "UINT32", (-1,)),
+)
+
 PREPROCESSING_STEP = {
     "QUERY": "text_input",
     "DECODER_QUERY": "decoder_text_input",

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import sys
 import sysconfig
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pt_trtllm.errors import ConfigError, ServingError
 
 CONTAINER_BIN = "/opt/tritonserver/bin"
+CONTAINER_BACKENDS = Path("/opt/tritonserver/backends")
+"""Where every tritonserver but the embedded one looks, unless it is told otherwise."""
+VLLM_CONTAINER = "nvcr.io/nvidia/tritonserver:<xx.yy>-vllm-python-py3"
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,24 @@ def find_tritonserver(chosen: Path | None = None) -> ServerBinary:
         raise ConfigError("no tritonserver found; install one with: pip install 'pt-trtllm[serve]', or name yours "
                            "with --tritonserver")  # fmt: skip
     return ServerBinary(embedded, is_embedded=True)
+
+
+def check_backends(repository: Path, binary: ServerBinary, extra: Sequence[str]) -> None:
+    """Raises for a model of Triton's vLLM backend on a server without it: Triton's own words do not help."""
+    if any(argument.startswith("--backend-directory") for argument in extra):
+        return
+    wanted = [path.parent.name for path in sorted(repository.glob("*/config.pbtxt")) if _uses_vllm(path)]
+    if wanted and (binary.is_embedded or not (CONTAINER_BACKENDS / "vllm").is_dir()):
+        raise ConfigError(
+            f"{repository}: model {wanted[0]} needs Triton's vllm backend, which {binary.path} does not have; run "
+            f"tritonserver in NVIDIA's container {VLLM_CONTAINER} with pt-trtllm installed in it (docs/vllm.md has the "
+            "command), or say where the backend is: -- --backend-directory=FOLDER"
+        )
+
+
+def _uses_vllm(config: Path) -> bool:
+    text = config.read_text(errors="replace")
+    return re.search(r'^\s*backend\s*:\s*"vllm"', text, re.MULTILINE) is not None
 
 
 def _backend_folder(root: Path, work: Path) -> Path:

@@ -61,7 +61,7 @@ def core_request(
     values = {CORE_INPUT_NAMES.get(name, name): value for name, value in _values(params, timeout_s).items()}
     values |= {"input_lengths": len(prompt), "request_output_len": params.max_tokens, "streaming": stream}
     request = _request(model, values, params)
-    _add(request, "input_ids", "INT32", np.array([list(prompt)], "<i4"))
+    add_input(request, "input_ids", "INT32", np.array([list(prompt)], "<i4"))
     return request
 
 
@@ -96,7 +96,7 @@ def ask_in_one(request: pb.ModelInferRequest, params: SamplingParams) -> None:
         if tensor.name in ("stream", "streaming"):
             request.raw_input_contents[index] = np.array(False).tobytes()
     if params.n > 1:
-        _add(request, "return_num_output_tokens", *_array("return_num_output_tokens", True))
+        add_input(request, "return_num_output_tokens", *_array("return_num_output_tokens", True))
         request.outputs.add(name="num_output_tokens")
 
 
@@ -119,14 +119,19 @@ def samples(response: pb.ModelInferResponse) -> list[Chunk]:
     ]
 
 
-def _values(params: SamplingParams, timeout_s: float | None) -> dict[str, Any]:
-    """Options that differ from their defaults, by the names of the server's inputs."""
+def changed_options(params: SamplingParams) -> dict[str, Any]:
+    """Those that differ from their defaults, but for `max_tokens`, which every server is told."""
     defaults = SamplingParams()
-    changed = {
+    return {
         field.name: value
         for field in dataclasses.fields(SamplingParams)
         if (value := getattr(params, field.name)) != getattr(defaults, field.name) and field.name != "max_tokens"
     }
+
+
+def _values(params: SamplingParams, timeout_s: float | None) -> dict[str, Any]:
+    """Options that differ from their defaults, by the names of the server's inputs."""
+    changed = changed_options(params)
     unknown = sorted(set(changed) - SENDABLE)
     if unknown:
         raise ServingError(f"the server has no input for {', '.join(unknown)}; leave it out")
@@ -144,7 +149,7 @@ def _request(model: str, values: Mapping[str, Any], params: SamplingParams) -> p
     request = pb.ModelInferRequest(model_name=model)
     request.parameters["triton_enable_empty_final_response"].bool_param = True
     for name, value in values.items():
-        _add(request, name, *_array(name, value))
+        add_input(request, name, *_array(name, value))
     for name, is_wanted in (("sequence_index", params.n > 1), ("logprobs", params.logprobs is not None)):
         if is_wanted:
             request.outputs.add(name=name)
@@ -163,7 +168,8 @@ def _array(name: str, value: Any) -> tuple[str, Any]:
     return kind, np.array([[value]], dtype)
 
 
-def _add(request: pb.ModelInferRequest, name: str, kind: str, values: Any) -> None:
+def add_input(request: pb.ModelInferRequest, name: str, kind: str, values: Any) -> None:
+    """`values` is an array; the tensor has its shape."""
     request.inputs.add(name=name, datatype=kind, shape=values.shape)
     request.raw_input_contents.append(serialize_byte_tensor(values).item() if kind == "BYTES" else values.tobytes())
 
