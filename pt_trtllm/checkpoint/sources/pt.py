@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,14 +58,21 @@ def open_source(folder: Path) -> Source:
         config = ModelConfig.from_dict({key: value for key, value in raw.items() if key not in DESCRIPTIVE})
     except ConfigError as error:
         raise ConfigError(f"{folder / 'config.json'}: {error}") from None
-    return open_llama_like(folder, config, lambda layer_idx, track_idx: f"model.tracks.{track_idx}.layers.{layer_idx}.")
+    return open_llama_like(folder, config, layer_prefix)
 
 
-def open_llama_like(folder: Path, config: ModelConfig, layer_prefix) -> Source:  # type: ignore[no-untyped-def]
-    """A source whose layers are spelled as Llama's below `layer_prefix(layer_idx, track_idx)`."""
+def layer_prefix(layer_idx: int, track_idx: int) -> str:
+    return f"model.tracks.{track_idx}.layers.{layer_idx}."
+
+
+LayerPrefix = Callable[[int, int], str]
+
+
+def open_llama_like(folder: Path, config: ModelConfig, prefix_of: LayerPrefix) -> Source:
+    """A source whose layers are spelled as Llama's below `prefix_of(layer_idx, track_idx)`."""
 
     def find(spec: TensorSpec, track_idx: int) -> Sequence[Part]:
-        return locate(config, spec, track_idx, layer_prefix)
+        return locate(config, spec, track_idx, prefix_of)
 
     store = open_store(folder)
     if config.tie_word_embeddings and head_differs(store, TOP_NAMES[EMBEDDING], TOP_NAMES[OUTPUT_PROJECTION]):
@@ -82,11 +89,11 @@ def open_llama_like(folder: Path, config: ModelConfig, layer_prefix) -> Source: 
     return Source(folder, layout, store, model_tensors(config, separate_head=layout.separate_head))
 
 
-def locate(config: ModelConfig, spec: TensorSpec, track_idx: int, layer_prefix) -> Sequence[Part]:  # type: ignore[no-untyped-def]
+def locate(config: ModelConfig, spec: TensorSpec, track_idx: int, prefix_of: LayerPrefix) -> Sequence[Part]:
     if spec.name in TOP_NAMES:
         return [Part(TOP_NAMES[spec.name], spec.rows)]
     layer_idx, name = split_layer_name(spec.name)
-    prefix = layer_prefix(layer_idx, track_idx)
+    prefix = prefix_of(layer_idx, track_idx)
     if name in ("dispatch_layernorm.weight", "combine_layernorm.weight"):
         segment = f"model.tracks.{track_idx}.segments.{layer_idx // config.interval}."
         return [Part(segment + name.replace("layernorm", "norm"), spec.rows)]
