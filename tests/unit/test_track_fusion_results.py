@@ -95,6 +95,11 @@ def test_the_torch_operator_is_compiled_once_for_all_sizes_and_equals_the_method
     assert (compilations, digest) == other == (1, digest)
 
 
+def test_a_process_group_of_torch_exchanges_bytes_in_rank_order(pool: procs.RankPool, tmp_path: Path) -> None:
+    expected = [[b"\0" * length, b"\1" * length] for length in (1, 64)]
+    assert pool.run(2, procs.exchange_over_process_group, str(tmp_path / "meeting")) == [expected] * 2
+
+
 @pytest.fixture
 def lone_group(pool: procs.RankPool) -> Iterator[ShmGroup]:
     with ShmGroup.create(size=1, capacity_bytes=4096) as group:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pt_trtllm.comm.exchange import over_process_group
 from pt_trtllm.comm.track_fusion import ShmGroup
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -317,6 +318,16 @@ def call_torch_operator(group: ShmGroup) -> tuple[int, str]:
                 assert_same_bits(result.contiguous(), wanted, f"{rows} rows")
         digest.update(bytes_of(expected[0]))
     return counter.frame_count, digest.hexdigest()
+
+
+def exchange_over_process_group(group: ShmGroup, meeting_place: str) -> list[list[bytes]]:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{meeting_place}", rank=group.rank, world_size=group.size
+    )
+    exchange = over_process_group(torch.distributed.group.WORLD)
+    found = [exchange(bytes([group.rank]) * length) for length in (1, 64)]
+    torch.distributed.destroy_process_group()
+    return found
 
 
 def reduce_for_ever(group: ShmGroup, timeout_s: float) -> None:
