@@ -50,7 +50,7 @@ def _between_gpus(group: Any) -> CudaFusion:
     if not cuda_abi.load_library().pt_cuda_fusion_has_cuda():
         raise CommunicationError(
             f"collective 'pt': {cuda_abi.library_path()} was built without CUDA; build it with `pip install "
-            f"pt-trtllm -C cmake.define.PT_ENABLE_CUDA=ON` (needs nvcc), name one that was in "
+            f"pt-trtllm -C cmake.define.PT_ENABLE_CUDA=ON` (needs nvcc), or name one with CUDA in "
             f"{env.CUDA_FUSION_LIBRARY.name}, or use collective 'vllm'"
         )
     return CudaFusion(
