@@ -16,7 +16,7 @@ COLLECTIVES = ("vllm", "pt")
 
 @dataclass(frozen=True, kw_only=True)
 class PluginOptions:
-    batch_tracks: bool = True
+    batch_tracks: bool = False
     """Several tracks of a rank compute a projection as one batched product, where nothing is quantised or adapted."""
 
     collective: str = "vllm"
