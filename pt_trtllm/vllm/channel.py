@@ -40,6 +40,10 @@ def open_channel() -> Channel:
             "collective 'pt' reaches the ranks of one host only, and this tensor-parallel group has several: use "
             "collective 'vllm'"
         )
+    if group.device.type not in ("cuda", "cpu"):
+        raise CommunicationError(
+            f"collective 'pt' reaches GPUs of CUDA and processors, not {group.device.type}: use collective 'vllm'"
+        )
     channel = _between_gpus(group) if group.device.type == "cuda" else _between_processors(group)
     torch_operator.register(NAME, channel)
     _held = group, channel
