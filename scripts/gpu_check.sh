@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What needs a GPU, on this machine's: track fusion (correctness, determinism, sanitizer, times), and, where a TensorRT
-# package is installed, engines of the example through the executor against the CPU engine.
+# package is installed, engines of the example through the executor against the CPU engine; where vLLM and two GPUs are,
+# our collective in vLLM against its own.
 # Usage: scripts/gpu_check.sh [OUTPUT_FOLDER]      (default docs/results; CUDA_ARCH=90a chooses the target)
 # Exit codes: 0 all good, 1 a check failed, 77 nothing was run because there is no nvcc or no GPU.
 set -euo pipefail
@@ -20,7 +21,7 @@ mkdir -p "$output" "$build"
 export CUDA_DEVICE_MAX_CONNECTIONS=32 CUDA_MODULE_LOADING=EAGER
 cmake -S plugins -B "$build" -DCMAKE_BUILD_TYPE=Release -DPT_ENABLE_CUDA=ON -DPT_BUILD_TESTS=ON \
   -DPT_CUDA_ARCHITECTURES="${CUDA_ARCH:-90a}" > "$build/configure.log"
-cmake --build "$build" --target gpu_check --parallel > "$build/build.log"
+cmake --build "$build" --target gpu_check pt_cuda_fusion --parallel > "$build/build.log"
 program="$build/gpu_check/gpu_check"
 
 failed=0
@@ -44,6 +45,13 @@ if python3 -c "import torch" 2> /dev/null; then
 else
   echo '{"skipped": "python3 has no PyTorch", "lines": []}' > "$engines"
 fi
+# Two GPUs and vLLM, with this library in its processes: the same tokens by our collective as by vLLM's.
+vllm="passed"
+code=0
+PT_CUDA_FUSION_LIBRARY="${PT_CUDA_FUSION_LIBRARY:-$(find "$PWD/$build" -name libpt_cuda_fusion.so | head -n 1)}" \
+  timeout 2700 python3 -m pt_trtllm.testing.vllm_collectives examples/tiny-pt > "$build/vllm.log" 2>&1 || code=$?
+if [ "$code" -ne 0 ]; then vllm="$(tail -n 1 "$build/vllm.log" | cut -c1-200)"; fi
+if [ "$code" -ne 0 ] && [ "$code" -ne 77 ]; then vllm="FAILED: see $build/vllm.log"; failed=1; fi
 python3 scripts/gpu_report.py "$build/checks.json" "$output" --sanitizers "$sanitizers" --nccl "$nccl" \
-  --engines "$engines"
+  --engines "$engines" --vllm "$vllm"
 exit "$failed"

@@ -29,6 +29,7 @@ def markdown(results: dict[str, Any]) -> str:
         + "".join(f"; FAILED: {json.dumps(line)}" for line in bad),
         f"- compute-sanitizer: {results['sanitizers']}",
         f"- NCCL with two ranks on the GPU: {results['nccl']}",
+        f"- collective 'pt' in vLLM, against vLLM's own: {results['vllm']}",
     ]
     text += [f"- {line['note']}: {line['text']}" for line in lines if "note" in line]
     if limits:
@@ -89,12 +90,13 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--sanitizers", required=True)
     parser.add_argument("--nccl", required=True)
+    parser.add_argument("--vllm", required=True)
     parser.add_argument("--engines", type=Path, required=True)
     options = parser.parse_args()
     device, *lines = json.loads(options.checks.read_text())
     results = {
         "device": device, "lines": lines, "sanitizers": options.sanitizers, "nccl": options.nccl,
-        "engines": read_engines(options.engines),
+        "vllm": options.vllm, "engines": read_engines(options.engines),
     }  # fmt: skip
     for suffix, content in ((".json", json.dumps(results, indent=1) + "\n"), (".md", markdown(results))):
         temporary = options.output / f".{NAME}{suffix}.part"

@@ -11,11 +11,12 @@ from types import TracebackType
 
 import torch
 
+from pt_trtllm.comm import torch_operator
 from pt_trtllm.comm.coding import NO_CODING, Coding
 from pt_trtllm.comm.cuda_abi import ALGORITHMS, PROVIDERS, REDUCTIONS, AllGather, Arguments, Config, check, load_library
 from pt_trtllm.comm.exchange import Exchange
 from pt_trtllm.comm.library import DTYPES
-from pt_trtllm.comm.track_fusion import found, register_handle
+from pt_trtllm.comm.track_fusion import found
 from pt_trtllm.errors import CommunicationError
 
 
@@ -80,8 +81,6 @@ class CudaFusion:
             self._library.pt_cuda_fusion_open(ctypes.byref(config), self._callback, None, ctypes.byref(pointer))
         )
         self._pointer: ctypes.c_void_p | None = pointer
-        self.handle = register_handle(self)
-        """Identifies this object to the torch operator `pt_trtllm::track_fusion`, in this process only."""
 
     def fuse(
         self,
@@ -145,8 +144,14 @@ class CudaFusion:
         self._finish(self._library.pt_cuda_fusion_status(self._pointer))
 
     def register(self, name: str) -> None:
-        """Makes the channel known to TensorRT plugins of this process, until it is closed."""
-        check(self._library.pt_cuda_fusion_register(name.encode(), self._pointer))
+        """Makes the channel known to the torch operator `pt_trtllm::track_fusion` and to TensorRT plugins by `name`, in
+        this process and until it is closed."""
+        torch_operator.register(name, self)
+        try:
+            check(self._library.pt_cuda_fusion_register(name.encode(), self._pointer))
+        except CommunicationError:
+            torch_operator.forget(self, name)
+            raise
         self._names.append(name)
 
     def abort(self) -> None:
@@ -157,6 +162,7 @@ class CudaFusion:
         """Collective: nobody frees memory that another rank still maps. A second call does nothing."""
         if self._pointer is None:
             return
+        torch_operator.forget(self)
         for name in self._names:
             self._library.pt_cuda_fusion_register(name.encode(), None)
         pointer, self._pointer = self._pointer, None

@@ -4,21 +4,20 @@
 from __future__ import annotations
 
 import ctypes
-import functools
-import itertools
 import os
 import threading
 import weakref
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
+from pt_trtllm.comm import torch_operator
 from pt_trtllm.comm.coding import NO_CODING, Coding
 from pt_trtllm.comm.library import DTYPES, check, library_path, load_library
 from pt_trtllm.errors import CommunicationError
 
-__all__ = ["ShmGroup", "library_path", "register_torch_operator"]
+__all__ = ["ShmGroup", "library_path"]
 
 DEFAULT_CAPACITY_BYTES = 256 * 1024
 DEFAULT_TIMEOUT_S = 60.0
@@ -46,8 +45,6 @@ class ShmGroup:
     """What the other ranks attach to. The name is gone from the system once all have attached."""
     isa: str
     """Instruction set of the arithmetic: baseline, avx2 or avx512."""
-    handle: int
-    """Identifies this object to the torch operator `pt_trtllm::track_fusion`, in this process only."""
 
     def __init__(self, pointer: ctypes.c_void_p, rank: int, size: int) -> None:
         self._library = load_library()
@@ -58,7 +55,6 @@ class ShmGroup:
         self.size = size
         self.name = self._library.pt_track_fusion_name(pointer).decode()
         self.isa = self._library.pt_track_fusion_isa(pointer).decode()
-        self.handle = register_handle(self)
 
     @classmethod
     def create(
@@ -82,6 +78,10 @@ class ShmGroup:
         status = library.pt_track_fusion_attach(name.encode(), rank, size, timeout_s, ctypes.byref(pointer))
         check(library, status)
         return cls(pointer, rank, size)
+
+    def register(self, name: str) -> None:
+        """Makes the group known to the torch operator `pt_trtllm::track_fusion` by `name`, until it is closed."""
+        torch_operator.register(name, self)
 
     def unlink(self, timeout_s: float | None = None) -> None:
         """Waits until every rank has attached; from then on nothing of the group is left in /dev/shm."""
@@ -233,6 +233,7 @@ class ShmGroup:
         with self._life_lock:
             if self._pointer is None:
                 return
+            torch_operator.forget(self)
             self._finish(self._library.pt_track_fusion_close(self._pointer))
             self._finalizer.detach()
             self._pointer = None
@@ -249,82 +250,6 @@ class ShmGroup:
 
     def _finish(self, status: int) -> None:
         check(self._library, status)
-
-
-class Fuser(Protocol):
-    """Whatever fuses tracks: a group of this host's processors, or a channel between GPUs."""
-
-    def fuse(
-        self,
-        x: torch.Tensor,
-        *,
-        op: str = "mean",
-        residual: torch.Tensor | None = None,
-        gamma: torch.Tensor | None = None,
-        eps: float = 1e-5,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]: ...
-
-
-_handles = itertools.count(1)
-_registering = threading.Lock()
-"""Ranks may be threads, and an operator can be defined once only."""
-_fusers: weakref.WeakValueDictionary[int, Fuser] = weakref.WeakValueDictionary()
-
-
-def register_handle(fuser: Fuser) -> int:
-    """Makes `fuser` known to the torch operator, by a number that stays valid as long as the object."""
-    handle = next(_handles)
-    _fusers[handle] = fuser
-    with _registering:
-        register_torch_operator()
-    return handle
-
-
-@functools.cache
-def register_torch_operator() -> object:
-    """Defines `torch.ops.pt_trtllm.track_fusion(x, handle, op, residual, gamma, eps) -> (h, normed)`; CPU and CUDA.
-
-    It traces under torch.compile; `normed` is empty without gamma. Like every collective it must stay in the graph on
-    all ranks or on none: use its result. The first group made in a process registers it.
-    """
-    make_library: Any = torch.library.Library  # annotated in some of torch's stubs only
-    library = make_library("pt_trtllm", "FRAGMENT")
-    library.define(
-        "track_fusion(Tensor x, int handle, str op='mean', Tensor? residual=None, Tensor? gamma=None, float eps=1e-5)"
-        " -> (Tensor, Tensor)"
-    )
-    library.impl("track_fusion", _track_fusion, "CPU")
-    library.impl("track_fusion", _track_fusion, "CUDA")
-    torch.library.register_fake("pt_trtllm::track_fusion", _track_fusion_fake, lib=library)
-    return library  # unloading it would remove the operator: the cache keeps it
-
-
-def _track_fusion(
-    x: torch.Tensor,
-    handle: int,
-    op: str = "mean",
-    residual: torch.Tensor | None = None,
-    gamma: torch.Tensor | None = None,
-    eps: float = 1e-5,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    fuser = _fusers.get(handle)
-    if fuser is None:
-        raise CommunicationError(f"track_fusion: no group has the handle {handle} in this process")
-    h, normed = fuser.fuse(x, op=op, residual=residual, gamma=gamma, eps=eps)
-    return h, x.new_empty(0) if normed is None else normed
-
-
-def _track_fusion_fake(
-    x: torch.Tensor,
-    handle: int,
-    op: str = "mean",
-    residual: torch.Tensor | None = None,
-    gamma: torch.Tensor | None = None,
-    eps: float = 1e-5,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    if gamma is None:
-        return torch.empty_like(x), x.new_empty(0)
-    return torch.empty_like(x), x.new_empty(x.shape if gamma.dim() == 1 else (gamma.shape[0], *x.shape))
 
 
 def _close_at_exit(library: ctypes.CDLL, pointer: ctypes.c_void_p, pid: int) -> None:

@@ -63,8 +63,10 @@ class Layer(nn.Module):
             self.gate_up, self.down = products(dense, "gate_up_proj"), products(dense, "down_proj")
             self.activation = SiluAndMul()
 
-    def forward(self, streams: list[Stream], positions: torch.Tensor) -> list[Stream]:
-        inputs, streams = self._normed([track.input_layernorm for track in self.tracks], streams)
+    def forward(self, streams: list[Stream], positions: torch.Tensor, inputs: Parts | None = None) -> list[Stream]:
+        """`inputs`: the first norms of the streams, where somebody has made them already."""
+        if inputs is None:
+            inputs, streams = self._normed([track.input_layernorm for track in self.tracks], streams)
         outputs = self._whole(self._attention(inputs, positions))
         streams = [
             track.after_attention(stream, y) for track, stream, y in zip(self.tracks, streams, outputs, strict=True)

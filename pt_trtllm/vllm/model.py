@@ -20,7 +20,7 @@ from vllm.model_executor.models.interfaces import SupportsQuant
 from vllm.sequence import IntermediateTensors
 
 from pt_trtllm.config import ModelConfig
-from pt_trtllm.vllm.fusion import TrackFusion, track_group
+from pt_trtllm.vllm.fusion import Fused, make_fusion, track_group
 from pt_trtllm.vllm.layer import Layer
 from pt_trtllm.vllm.loading import load_weights
 from pt_trtllm.vllm.norms import Stream, normed
@@ -69,7 +69,7 @@ class PTModel(nn.Module):
             for layer_idx in range(config.num_hidden_layers)
         )  # fmt: skip
         self.tracks = nn.ModuleDict(tracks)
-        self.fusion = TrackFusion(mapping, config.combine_op)
+        self.fusion = make_fusion(mapping, config.combine_op, options.collective)
         self.norm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def embed_input_ids(self, input_ids: torch.Tensor | None) -> torch.Tensor:
@@ -84,19 +84,40 @@ class PTModel(nn.Module):
         inputs_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
         hidden = self.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds
+        normalised: list[torch.Tensor] | None = None
         for first in range(0, self.config.num_hidden_layers, self.config.interval):
-            hidden = self._segment(hidden, positions, first)
-        normalised: torch.Tensor = self.norm(hidden)
-        return normalised
+            hidden, normalised = self._segment(hidden, normalised, positions, first)
+        output: torch.Tensor = self.norm(hidden) if normalised is None else normalised[0]
+        return output
 
-    def _segment(self, hidden: torch.Tensor, positions: torch.Tensor, first: int) -> torch.Tensor:
+    def _segment(
+        self, hidden: torch.Tensor, normalised: list[torch.Tensor] | None, positions: torch.Tensor, first: int
+    ) -> Fused:
+        """`normalised`: the first norms of the local tracks, where the fusion before has made them."""
+        end = first + self.config.interval
+        dispatch_norms = self._dispatch_norms(first)
+        if normalised is not None and dispatch_norms[0] is not None:
+            starts, normalised = normalised, None
+        else:
+            starts = _dispatch(hidden, dispatch_norms)
+        streams: list[Stream] = [(x, None) for x in starts]
+        for layer_idx in range(first, end):
+            streams = self.layers[layer_idx](streams, positions, normalised if layer_idx == first else None)
         segments = [track.segments[first // self.config.interval] for track in self.local_tracks]
-        streams: list[Stream] = [(x, None) for x in _dispatch(hidden, [each.dispatch_norm for each in segments])]
-        for layer_idx in range(first, first + self.config.interval):
-            streams = self.layers[layer_idx](streams, positions)
         ends = [normed(each.combine_norm, stream)[0] for each, stream in zip(segments, streams, strict=True)]
-        fused: torch.Tensor = self.fusion(ends)
+        fused: Fused = self.fusion(ends, self._norms_before(end))
         return fused
+
+    def _norms_before(self, layer_idx: int) -> list[nn.Module | None]:
+        """What normalises the hidden states with which a segment begins, or the model ends."""
+        if layer_idx == self.config.num_hidden_layers:
+            return [self.norm]
+        if self.config.dispatch_norm is not None:
+            return self._dispatch_norms(layer_idx)
+        return [track.layers[layer_idx].input_layernorm for track in self.local_tracks]
+
+    def _dispatch_norms(self, first: int) -> list[nn.Module | None]:
+        return [track.segments[first // self.config.interval].dispatch_norm for track in self.local_tracks]
 
 
 class PTForCausalLM(nn.Module, SupportsQuant):  # type: ignore[misc]
@@ -128,6 +149,7 @@ class PTForCausalLM(nn.Module, SupportsQuant):  # type: ignore[misc]
         return hidden
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
+        self.model.fusion.check()  # the one call of every step that no graph replays
         logits: torch.Tensor | None = self.logits_processor(self.lm_head, hidden_states)
         return logits
 

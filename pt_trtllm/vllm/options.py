@@ -11,6 +11,7 @@ from pt_trtllm.config import reject_unknown_keys, shown
 from pt_trtllm.errors import ConfigError
 
 KEY = "parallel_track"
+COLLECTIVES = ("vllm", "pt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,9 +19,16 @@ class PluginOptions:
     batch_tracks: bool = False
     """Several tracks of a rank compute a projection as one batched product, where nothing is quantised or adapted."""
 
+    collective: str = "vllm"
+    """By which tracks meet: vLLM's all-reduce, or this project's own ("pt"), which makes the next norm in one go."""
+
     def __post_init__(self) -> None:
         if not isinstance(self.batch_tracks, bool):
             raise ConfigError(f"{KEY}: batch_tracks is {shown(self.batch_tracks)}, expected true or false")
+        if self.collective not in COLLECTIVES:
+            raise ConfigError(
+                f"{KEY}: collective is {shown(self.collective)}, expected one of {', '.join(COLLECTIVES)}"
+            )
 
     @classmethod
     def read(cls, additional_config: Any) -> PluginOptions:

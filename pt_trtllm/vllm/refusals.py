@@ -7,6 +7,7 @@ from typing import Any
 from pt_trtllm.config import ModelConfig
 from pt_trtllm.errors import ConfigError
 from pt_trtllm.mapping import Mapping
+from pt_trtllm.vllm.options import PluginOptions
 
 SPECULATION = ("ngram", "ngram_gpu", "suffix", "draft_model")
 """Methods that need nothing of the model but its logits. The others read hidden states after chosen layers; tracks
@@ -53,4 +54,7 @@ def asked_for_in_vain(vllm_config: Any) -> list[str]:
         found.append(f"speculation by {speculative.method!r}: use one of {', '.join(SPECULATION)}")
     if getattr(vllm_config.compilation_config.pass_config, "enable_sp", False):
         found.append("the sequence-parallel compiler pass (enable_sp): leave it out")
+    own = PluginOptions.read(vllm_config.additional_config).collective == "pt"
+    if own and (getattr(parallel, "enable_dbo", False) or getattr(parallel, "ubatch_size", 0) > 1):
+        found.append("collective 'pt' with micro-batches (--enable-dbo, --ubatch-size): it serves one stream")
     return found

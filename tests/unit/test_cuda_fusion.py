@@ -214,7 +214,9 @@ def test_the_exchange_may_run_over_the_communicators_own_group() -> None:
 def test_the_torch_operator_takes_a_channel_as_it_takes_a_group() -> None:
     def body(channel: CudaFusion) -> tuple[torch.Tensor, torch.Tensor]:
         x = torch.full((3, 16), float(channel.rank + 1))
-        h, normed = torch.ops.pt_trtllm.track_fusion(x, channel.handle, "sum", None, torch.ones(2, 16), 0.0)
+        name = f"channel of rank {channel.rank}"  # the ranks are threads of one process
+        channel.register(name)
+        h, normed = torch.ops.pt_trtllm.track_fusion(x, name, "sum", None, torch.ones(2, 16), 0.0)
         return h, normed
 
     for h, normed in run_ranks(2, body):

@@ -60,6 +60,7 @@ def test_the_report_shows_failures_and_times(tmp_path: Path) -> None:
     report = make_report(tmp_path, checks, engines)
     assert "0 of 1 good; FAILED" in report
     assert "- NVLS: not run: one device\n" in report
+    assert "- collective 'pt' in vLLM, against vLLM's own: not run: 1 GPU\n" in report
     assert "| 2 | pull | fp8 | 8192 | 3.25 | 4.5 |" in report
     assert "| float16 | none | 0.002 | 0.01 | 47 of 48 | good |" in report
     assert "| float16 | fp8 |  |  |  | FAILED out of memory |" in report
@@ -72,6 +73,6 @@ def test_the_report_shows_failures_and_times(tmp_path: Path) -> None:
 
 def make_report(folder: Path, checks: Path, engines: Path) -> str:
     command = [sys.executable, str(ROOT / "scripts/gpu_report.py"), str(checks), str(folder)]
-    texts = ["--sanitizers", "clean", "--nccl", "not run", "--engines", str(engines)]
+    texts = ["--sanitizers", "clean", "--nccl", "not run", "--vllm", "not run: 1 GPU", "--engines", str(engines)]
     subprocess.run([*command, *texts], check=True, timeout=240)
     return (folder / "cuda_fusion_gpu.md").read_text()

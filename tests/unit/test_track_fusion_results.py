@@ -90,8 +90,14 @@ def test_bytes_of_any_length_are_broadcast_and_gathered(pool: procs.RankPool) ->
     pool.run(3, procs.move_bytes, capacity_bytes=4096)
 
 
-def test_the_torch_operator_traces_and_equals_the_method(pool: procs.RankPool) -> None:
-    assert pool.run(2, procs.call_torch_operator) == [(True, [2, 2, 64])] * 2
+def test_the_torch_operator_is_compiled_once_for_all_sizes_and_equals_the_method(pool: procs.RankPool) -> None:
+    (compilations, digest), other = pool.run(2, procs.call_torch_operator)
+    assert (compilations, digest) == other == (1, digest)
+
+
+def test_a_process_group_of_torch_exchanges_bytes_in_rank_order(pool: procs.RankPool, tmp_path: Path) -> None:
+    expected = [[b"\0" * length, b"\1" * length] for length in (1, 64)]
+    assert pool.run(2, procs.exchange_over_process_group, str(tmp_path / "meeting")) == [expected] * 2
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pt_trtllm.comm.exchange import over_process_group
 from pt_trtllm.comm.track_fusion import ShmGroup
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -291,20 +292,42 @@ def move_bytes(group: ShmGroup) -> None:
             assert gathered[1].tolist() == [10 * rank + i for rank in range(group.size) for i in (3, 4, 5)]
 
 
-def call_torch_operator(group: ShmGroup) -> tuple[bool, list[int]]:
-    """The operator, eager and traced, equals the method."""
-    gamma = torch.ones(2, 64)
-    x = torch.arange(128, dtype=torch.float32).reshape(2, 64) + group.rank
+def call_torch_operator(group: ShmGroup) -> tuple[int, str]:
+    """The operator, eager and compiled for every number of rows, equals the method: compilations, and a digest."""
+    from torch._dynamo.testing import CompileCounterWithBackend
 
-    def block(x: torch.Tensor) -> torch.Tensor:
-        h, normed = torch.ops.pt_trtllm.track_fusion(x * 2, group.handle, "mean", x, gamma)
-        return normed + h  # type: ignore[no-any-return]
+    group.register("tracks")
+    gammas = torch.arange(128, dtype=torch.float32).reshape(2, 64)
+    counter = CompileCounterWithBackend("aot_eager")
 
-    compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
-    h, normed = group.fuse(x * 2, residual=x, gamma=gamma)
-    assert normed is not None
-    eager, traced = block(x), compiled(x)
-    return bool(torch.equal(eager, normed + h) and torch.equal(traced, eager)), list(traced.shape)
+    def block(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        h, normed = torch.ops.pt_trtllm.track_fusion(x * 2, "tracks", "mean", x, gammas)
+        h, _ = torch.ops.pt_trtllm.track_fusion(h.t().clone().t(), "tracks", "sum")  # laid out by columns
+        return h, normed
+
+    compiled = torch.compile(block, backend=counter, fullgraph=True)
+    digest = hashlib.sha256()
+    for rows in (3, 2, 17, 64):
+        x = torch.randn(rows, 64, generator=torch.Generator().manual_seed(group.rank))
+        torch._dynamo.mark_dynamic(x, 0)
+        h, normed = group.fuse(x * 2, residual=x, gamma=gammas)
+        assert normed is not None
+        expected = group.fuse(h, op="sum")[0], normed
+        for found in (block(x), compiled(x)):
+            for result, wanted in zip(found, expected, strict=True):
+                assert_same_bits(result.contiguous(), wanted, f"{rows} rows")
+        digest.update(bytes_of(expected[0]))
+    return counter.frame_count, digest.hexdigest()
+
+
+def exchange_over_process_group(group: ShmGroup, meeting_place: str) -> list[list[bytes]]:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{meeting_place}", rank=group.rank, world_size=group.size
+    )
+    exchange = over_process_group(torch.distributed.group.WORLD)
+    found = [exchange(bytes([group.rank]) * length) for length in (1, 64)]
+    torch.distributed.destroy_process_group()
+    return found
 
 
 def reduce_for_ever(group: ShmGroup, timeout_s: float) -> None:
