@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -38,18 +39,26 @@ def write_big_checkpoint(
     config = config or big_config(num_bytes)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"model_type": "parallel_track", **config.to_dict()}))
+    file = folder / "model.safetensors"
+    write_random_weights(file, config, lambda layer, track: f"model.tracks.{track}.layers.{layer}.", distinct=distinct)
+    return file.stat().st_size
+
+
+def write_random_weights(
+    file: Path, config: ModelConfig, layer_prefix: Callable[[int, int], str], *, distinct: bool = False
+) -> None:
+    """Every tensor that a source of this configuration holds; `layer_prefix(layer, track)` begins its layers' names."""
     declared = {}
     for spec in model_tensors(config, separate_head=not config.tie_word_embeddings):
         for track_idx in range(config.num_tracks if spec.per_track else 1):
-            for part in locate(config, spec, track_idx, lambda layer, track: f"model.tracks.{track}.layers.{layer}."):
+            for part in locate(config, spec, track_idx, layer_prefix):
                 shape = (part.rows,) if len(spec.shape) == 1 else (part.rows, spec.columns)
                 declared[part.source_name] = DeclaredTensor(part.source_name, torch.bfloat16, shape)
     generator = torch.Generator().manual_seed(0)
     block = (torch.randn(1 << 22, generator=generator) * 0.02).to(torch.bfloat16)
-    with SafetensorsWriter(folder / "model.safetensors", declared.values()) as writer:
+    with SafetensorsWriter(file, declared.values(), {"format": "pt"}) as writer:
         for tensor in declared.values():
             for first in range(0, total := tensor.num_bytes // 2, len(block)):
                 if distinct:
                     block = (torch.randn(1 << 22, generator=generator) * 0.02).to(torch.bfloat16)
                 writer.write(tensor.name, block[: min(len(block), total - first)], first)
-    return (folder / "model.safetensors").stat().st_size
