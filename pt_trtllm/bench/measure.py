@@ -54,6 +54,7 @@ class Subject(ABC):
     def __init__(self, name: str, workload: Workload, deadline: Deadline) -> None:
         self.name, self.workload, self.deadline = name, workload, deadline
         self.samples: dict[str, Samples] = {}
+        self.load_s = 0.0
 
     @property
     @abstractmethod

@@ -13,7 +13,7 @@ def over_tcp(address: str, rank: int) -> type[Any]:
     """
     from vllm.v1.executor.uniproc_executor import ExecutorWithExternalLauncher
 
-    class OverTcp(ExecutorWithExternalLauncher):
+    class OverTcp(ExecutorWithExternalLauncher):  # type: ignore[misc]  # untyped where there is no vLLM
         def _distributed_args(self) -> tuple[str, int, int]:
             return f"tcp://{address}?host={rank}", rank, 0
 
