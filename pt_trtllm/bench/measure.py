@@ -102,6 +102,9 @@ class Subject(ABC):
         ):
             self._record(key, values, percentile(values, 50))
 
+    def rest(self) -> None:
+        """Waits until the engine sleeps: another one's turn begins."""
+
     def decode(self) -> None:
         """Every batch size once, not recorded."""
         load = self.workload

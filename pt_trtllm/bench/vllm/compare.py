@@ -61,6 +61,7 @@ class Comparison:
                 engine.start(self.environment, self.folder, self.options.eager, hosts)
                 engine.warm_up()
                 engine.count_collectives()
+                engine.rest()
                 if hosts is not None and engine.collectives.shared_memory:
                     raise CommunicationError(f"{name} used shared memory between hosts: nothing would be delayed")
             yield engines
@@ -154,6 +155,7 @@ def in_turns(engines: Sequence[Subject], progress: Progress) -> int:
         try:
             for engine in engines:
                 engine.repeat(done)
+                engine.rest()
         except TimeUp:
             return done
     progress(repeats, repeats)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import selectors
 import signal
@@ -19,6 +20,7 @@ from pt_trtllm.bench.vllm.operations import Collectives, collectives
 from pt_trtllm.bench.workload import Deadline, TimeUp, Workload
 from pt_trtllm.config import ModelConfig
 from pt_trtllm.errors import CommunicationError
+from pt_trtllm.processes import processor_seconds
 from pt_trtllm.testing.hosts import INTERFACE, Hosts
 
 EXIT_S = 30.0
@@ -28,6 +30,8 @@ BLOCK_TOKENS = 128
 """Of vLLM's cache on CPUs."""
 COUNTER = "pt_trtllm.bench.vllm.counter.OperationCounter"
 READ_BYTES = 1 << 20
+REST_S, IDLE_SHARE, LONGEST_REST_S = 0.3, 0.1, 10.0
+"""Idle is who uses less than this share of a core for so long; a machine without a moment's rest is not waited for."""
 
 
 class VllmEngine(Subject):
@@ -104,6 +108,18 @@ class VllmEngine(Subject):
     def start_over(self, deadline: Deadline) -> None:
         """Forgets what was measured: the link is another one."""
         self.deadline, self.samples = deadline, {}
+
+    def rest(self) -> None:
+        """vLLM's ranks go on asking for work for a second, with a core each."""
+        until = time.monotonic() + LONGEST_REST_S
+        used, before = self._processor_seconds(), -math.inf
+        while used - before > IDLE_SHARE * REST_S and time.monotonic() < until:
+            self.deadline.check()
+            time.sleep(REST_S)
+            before, used = used, self._processor_seconds()
+
+    def _processor_seconds(self) -> float:
+        return sum(processor_seconds(process.pid) for process in self._processes)
 
     def close(self) -> None:
         for process in self._processes:
