@@ -102,7 +102,7 @@ class Subject(ABC):
         ):
             self._record(key, values, percentile(values, 50))
 
-    def rest(self) -> None:
+    def rest(self) -> None:  # noqa: B027  # our own engines sleep as soon as they have answered
         """Waits until the engine sleeps: another one's turn begins."""
 
     def decode(self) -> None:
