@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from pt_trtllm.checkpoint.safetensors_io import DeclaredTensor, SafetensorsWriter
-from pt_trtllm.checkpoint.sources.pt import locate
-from pt_trtllm.checkpoint.spec import model_tensors
+from pt_trtllm.checkpoint.sources.base import part_shape
+from pt_trtllm.checkpoint.sources.pt import config_json, spelling
 from pt_trtllm.config import ModelConfig
 
 
@@ -38,27 +38,27 @@ def write_big_checkpoint(
     """Random bfloat16 weights in one file; returns its size. They repeat, for speed, unless `distinct`."""
     config = config or big_config(num_bytes)
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"model_type": "parallel_track", **config.to_dict()}))
+    (folder / "config.json").write_text(json.dumps(config_json(config, "bfloat16")))
     file = folder / "model.safetensors"
-    write_random_weights(file, config, lambda layer, track: f"model.tracks.{track}.layers.{layer}.", distinct=distinct)
+    write_random_weights(file, config, distinct=distinct)
     return file.stat().st_size
 
 
 def write_random_weights(
-    file: Path, config: ModelConfig, layer_prefix: Callable[[int, int], str], *, distinct: bool = False
+    file: Path, config: ModelConfig, *, named: Callable[[str], str] = lambda name: name, distinct: bool = False
 ) -> None:
-    """Every tensor that a source of this configuration holds; `layer_prefix(layer, track)` begins its layers' names."""
-    declared = {}
-    for spec in model_tensors(config, separate_head=not config.tie_word_embeddings):
-        for track_idx in range(config.num_tracks if spec.per_track else 1):
-            for part in locate(config, spec, track_idx, layer_prefix):
-                shape = (part.rows,) if len(spec.shape) == 1 else (part.rows, spec.columns)
-                declared[part.source_name] = DeclaredTensor(part.source_name, torch.bfloat16, shape)
+    """Every tensor of the model; `named` gives it the name that another layout has for it."""
+    declared = [
+        DeclaredTensor(named(part.source_name), torch.bfloat16, part_shape(spec, part))
+        for spec, _, parts in spelling(config)
+        for part in parts
+    ]
     generator = torch.Generator().manual_seed(0)
     block = (torch.randn(1 << 22, generator=generator) * 0.02).to(torch.bfloat16)
-    with SafetensorsWriter(file, declared.values(), {"format": "pt"}) as writer:
-        for tensor in declared.values():
+    with SafetensorsWriter(file, declared, {"format": "pt"}) as writer:
+        for tensor in declared:
             for first in range(0, total := tensor.num_bytes // 2, len(block)):
+                count = min(len(block), total - first)
                 if distinct:
-                    block = (torch.randn(1 << 22, generator=generator) * 0.02).to(torch.bfloat16)
-                writer.write(tensor.name, block[: min(len(block), total - first)], first)
+                    block[:count] = torch.randn(count, generator=generator) * 0.02
+                writer.write(tensor.name, block[:count], first)

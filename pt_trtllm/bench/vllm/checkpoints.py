@@ -9,23 +9,19 @@ from pt_trtllm.checkpoint.artifact import write_json
 from pt_trtllm.config import ModelConfig
 from pt_trtllm.testing.big_checkpoint import write_big_checkpoint, write_random_weights
 
-DTYPE = "bfloat16"
-
 
 def write_parallel_track(folder: Path, shape: Shape, num_tracks: int, sync_interval: int) -> ModelConfig:
     """In the project's own `pt` layout."""
     config = shape.config(num_tracks, sync_interval)
     write_big_checkpoint(folder, 0, config)
-    named = {"model_type": "parallel_track", "architectures": ["PTForCausalLM"], "dtype": DTYPE}
-    write_json(folder / "config.json", {**named, **config.to_dict()})
     return config
 
 
 def write_llama(folder: Path, shape: Shape) -> ModelConfig:
-    """As Hugging Face lays it out; one track of our own, layers as wide as the tracks together."""
+    """As Hugging Face lays it out: one track, whose layers are as wide as those of all tracks together."""
     config = shape.config(1, None)
     folder.mkdir(parents=True)
-    write_random_weights(folder / "model.safetensors", config, lambda layer, track: f"model.layers.{layer}.")
+    write_random_weights(folder / "model.safetensors", config, named=lambda name: name.replace("tracks.0.", ""))
     write_json(folder / "config.json", llama_config(config))
     return config
 
@@ -34,7 +30,7 @@ def llama_config(config: ModelConfig) -> dict[str, object]:
     return {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
-        "dtype": DTYPE,
+        "dtype": "bfloat16",
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
