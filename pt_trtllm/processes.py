@@ -10,7 +10,7 @@ import time
 from collections.abc import Container
 from pathlib import Path
 
-PARENT, EXIT_CODE = 1, 49
+PARENT, USER_TIME, SYSTEM_TIME, EXIT_CODE = 1, 11, 12, 49
 """Columns of /proc/PID/stat behind the name; the first is the state."""
 ENDED_OR_STOPPED = ("Z", "T")
 """States. A debugger's own is another one."""
@@ -28,6 +28,16 @@ def descendants(pid: int) -> set[int]:
         added = {child for child, parent in parents.items() if parent in added} - found
         found |= added
     return found
+
+
+def processor_seconds(pid: int) -> float:
+    """That a process and those below it have used until now, those that have ended left out."""
+    ticks = 0
+    for process in {pid, *descendants(pid)}:
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            status = _status(process)
+            ticks += int(status[USER_TIME]) + int(status[SYSTEM_TIME])
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def with_environment(entry: str) -> set[int]:

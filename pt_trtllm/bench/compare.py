@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pt_trtllm.bench.machine import READ_BYTES, ReadBandwidth, hardware, versions
-from pt_trtllm.bench.measure import Subject
 from pt_trtllm.bench.numbers import Spread
+from pt_trtllm.bench.own_engine import OwnEngine
 from pt_trtllm.bench.report import DecodeBandwidth, EngineReport, Report
 from pt_trtllm.bench.steps import decode_steps, empty_call_s, step_times, timeline
 from pt_trtllm.bench.table import with_ratios
@@ -49,7 +49,7 @@ def compare(
     configs = [open_bundle(folder)[0] for _, folder in engines]
     workload.check([config.limits for config in configs])
     begin, load_before = time.monotonic(), os.getloadavg()[0]
-    subjects = [Subject(name, folder, workload, deadline) for name, folder in engines]
+    subjects = [OwnEngine(name, folder, workload, deadline) for name, folder in engines]
     reading: dict[int, list[float]] = {config.mapping.world_size: [] for config in configs}
     done, complete = 0, True
     with contextlib.ExitStack() as stack:
@@ -99,10 +99,10 @@ def compare(
     return with_ratios(report)
 
 
-def _close_all(subjects: Sequence[Subject]) -> None:
+def _close_all(subjects: Sequence[OwnEngine]) -> None:
     """At once: an engine that is in the middle of a long prompt ends some seconds later."""
     with concurrent.futures.ThreadPoolExecutor(len(subjects)) as pool:
-        list(pool.map(Subject.close, subjects))
+        list(pool.map(OwnEngine.close, subjects))
 
 
 def _traced(
@@ -113,7 +113,7 @@ def _traced(
     with tempfile.TemporaryDirectory(prefix="pt-bench-trace-") as folder:
         for index, (name, engine_dir) in enumerate(engines):
             own = Path(folder) / f"{index}.json"
-            with Subject(name, engine_dir, workload, deadline) as subject:
+            with OwnEngine(name, engine_dir, workload, deadline) as subject:
                 subject.start(workload.cache_tokens(open_bundle(engine_dir)[0].limits), own)
                 subject.decode()
             spans[name] = spans_of(json.loads(own.read_text()))
@@ -140,7 +140,7 @@ def _with_steps(
     return found
 
 
-def _engine_report(subject: Subject, reading: dict[int, list[float]], repeats: int) -> EngineReport:
+def _engine_report(subject: OwnEngine, reading: dict[int, list[float]], repeats: int) -> EngineReport:
     """From whole repeats only: an engine measured once more than another would not be compared fairly."""
     config, stats = subject.config, subject.stats()
     checkpoint, mapping = config.checkpoint, config.mapping
@@ -191,7 +191,7 @@ def _engine_report(subject: Subject, reading: dict[int, list[float]], repeats: i
     )
 
 
-def _decode_bandwidth(subject: Subject, batch: int, step_s: float, machine_gb_per_s: float) -> DecodeBandwidth:
+def _decode_bandwidth(subject: OwnEngine, batch: int, step_s: float, machine_gb_per_s: float) -> DecodeBandwidth:
     context = subject.workload.mean_context
     weights = weight_bytes_per_step(subject.engine_dir, subject.config, batch)
     past = kv_bytes_per_step(subject.config, batch, context)

@@ -89,7 +89,9 @@ class LinkReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class Run:
+    """When, where and how something was measured."""
+
     command: str
     date: str
     """UTC."""
@@ -102,9 +104,6 @@ class Report:
     load_average: tuple[float, float]
     """Of one minute, before and after: other work on the machine shows here."""
     workload: dict[str, Any]
-    engines: tuple[EngineReport, ...]
-    links: tuple[LinkReport, ...] = ()
-    """The same workload over slower links."""
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -112,3 +111,10 @@ class Report:
     def write_json(self, target: Path) -> None:
         with replace_file(target) as path:
             path.write_text(json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(Run):
+    engines: tuple[EngineReport, ...]
+    links: tuple[LinkReport, ...] = ()
+    """The same workload over slower links."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from pt_trtllm.bench.numbers import Spread, ratio
-from pt_trtllm.bench.report import EngineReport, Report
+from pt_trtllm.bench.report import EngineReport, Report, Run
 
+Engine = TypeVar("Engine")
 COLLECTIVES = {"track_fusion": "track fusions", "tensor_parallel": "all-reduces", "logits": "logits gathers"}
 
 
@@ -27,7 +29,7 @@ class Row:
 
 def rows(engines: Sequence[EngineReport]) -> list[Row]:
     """Every measure, in the order of the report."""
-    table = _Rows(engines)
+    table = Rows(engines)
     table.add("load_s", "load, s", lambda e: e.load_s)
     table.add_spreads("ttft_ms", "first token, prompt of {}, ms", lambda e: e.ttft_ms)
     table.add_spreads("tpot_ms", "per token, batch {}, ms", lambda e: e.tpot_ms)
@@ -87,13 +89,15 @@ def layer_syncs(collectives: dict[str, int]) -> int:
     return collectives["track_fusion"] + collectives["tensor_parallel"]
 
 
-class _Rows:
-    def __init__(self, engines: Sequence[EngineReport]) -> None:
+class Rows(Generic[Engine]):
+    """Collects rows about engines of one kind of report."""
+
+    def __init__(self, engines: Sequence[Engine]) -> None:
         self.engines = engines
         self.rows: list[Row] = []
 
     def add(
-        self, key: str, label: str, value: Callable[[EngineReport], float | None], *, decimals: int = 2,
+        self, key: str, label: str, value: Callable[[Engine], float | None], *, decimals: int = 2,
         compared: bool = True,
     ) -> None:  # fmt: skip
         values = tuple(map(value, self.engines))
@@ -101,8 +105,8 @@ class _Rows:
         self.rows.append(Row(key=key, label=label, values=values, notes=notes, decimals=decimals, compared=compared))
 
     def add_each(
-        self, key: str, label: str, values: Callable[[EngineReport], dict[str, float]], *, decimals: int = 2,
-        compared: bool = True, notes: Callable[[EngineReport], dict[str, str]] = lambda engine: {},
+        self, key: str, label: str, values: Callable[[Engine], dict[str, float]], *, decimals: int = 2,
+        compared: bool = True, notes: Callable[[Engine], dict[str, str]] = lambda engine: {},
     ) -> None:  # fmt: skip
         """A row for every key that any engine has."""
         found, said = [values(engine) for engine in self.engines], [notes(engine) for engine in self.engines]
@@ -118,12 +122,12 @@ class _Rows:
                 )
             )
 
-    def add_spread(self, key: str, label: str, spread: Callable[[EngineReport], Spread | None]) -> None:
+    def add_spread(self, key: str, label: str, spread: Callable[[Engine], Spread | None]) -> None:
         found = [spread(engine) for engine in self.engines]
         values = tuple(one.median if one else None for one in found)
         self.rows.append(Row(key=key, label=label, values=values, notes=tuple(map(percentiles, found))))
 
-    def add_spreads(self, key: str, label: str, spreads: Callable[[EngineReport], dict[str, Spread]]) -> None:
+    def add_spreads(self, key: str, label: str, spreads: Callable[[Engine], dict[str, Spread]]) -> None:
         self.add_each(
             key,
             label,
@@ -150,11 +154,12 @@ def with_ratios(report: Report) -> Report:
     return dataclasses.replace(report, engines=tuple(engines))
 
 
-def cell(row: Row, index: int) -> str:
+def cell(row: Row, index: int, first: int = 0) -> str:
+    """With the ratio to another engine, the first if no other is named."""
     value = row.values[index]
     if value is None:
         return "-"
-    compared = ratio(value, row.values[0]) if row.compared and index else None
+    compared = ratio(value, row.values[first]) if row.compared and index != first else None
     return f"{value:,.{row.decimals}f}" + (f" ({compared:.2f}x)" if compared is not None else "")
 
 
@@ -168,18 +173,18 @@ def engine_line(engine: EngineReport) -> str:
     )
 
 
-def machine_line(report: Report) -> str:
-    hardware, (before, after) = report.hardware, report.load_average
+def machine_line(run: Run) -> str:
+    hardware, (before, after) = run.hardware, run.load_average
     return (
         f"{hardware['processor']}, {hardware['cores']} cores, {hardware['memory_gib']:.0f} GiB, {hardware['kernels']}; "
         f"load {before:.1f} before, {after:.1f} after"
     )
 
 
-def summary_line(report: Report) -> str:
-    asked = report.workload["repeats"]
-    end = "" if report.complete else "; the time was up before the rest"
-    return f"medians over {report.repeats_done} of {asked} repeats, {report.seconds:.0f} s{end}"
+def summary_line(run: Run) -> str:
+    asked = run.workload["repeats"]
+    end = "" if run.complete else "; the time was up before the rest"
+    return f"medians over {run.repeats_done} of {asked} repeats, {run.seconds:.0f} s{end}"
 
 
 LINK_COLUMNS = ("layer_syncs", "ttft_ms/", "tpot_ms/", "tokens_per_s")
@@ -212,17 +217,17 @@ def text_table(report: Report) -> str:
             "",
             *(f"{engine.name}: {engine_line(engine)}" for engine in report.engines),
             "",
-            *_aligned([["", *names], *([row.label, *(cell(row, i) for i in range(len(names)))] for row in measures)]),
+            *aligned([["", *names], *([row.label, *(cell(row, i) for i in range(len(names)))] for row in measures)]),
             "",
-            *_aligned([["p50 / p90 / p99", *names], *([row.label, *row.notes] for row in spread)]),
+            *aligned([["p50 / p90 / p99", *names], *([row.label, *row.notes] for row in spread)]),
             "",
-            *([*_aligned(link_table(report)), ""] if report.links else []),
+            *([*aligned(link_table(report)), ""] if report.links else []),
             summary_line(report),
         ]
     )
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
         "  ".join(

@@ -26,7 +26,9 @@ class Workload:
     prompt_lengths: tuple[int, ...] = PROMPT_LENGTHS
     """Prompts whose time to the first token is measured."""
     batch_size: int = 8
-    """N of "batch N": sequences that decode together. The other measured batch is 1."""
+    """N of "batch N": the most sequences that decode together."""
+    smaller_batch_sizes: tuple[int, ...] = (1,)
+    """Measured as well."""
     decode_prompt_len: int = 32
     output_len: int = 32
     """Tokens of every decoding request."""
@@ -45,13 +47,17 @@ class Workload:
             for name, low in least.items()
             if getattr(self, name) < low
         ]
+        if not all(0 < size <= self.batch_size for size in self.smaller_batch_sizes):
+            problems.append(
+                f"smaller_batch_sizes are {list(self.smaller_batch_sizes)}, expected 1 to {self.batch_size}"
+            )
         if not self.prompt_lengths or min(self.prompt_lengths) < 1:
             problems.append(f"prompt_lengths are {list(self.prompt_lengths)}, expected positive lengths")
         problems_to_error("workload", problems)
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
-        return tuple(sorted({1, self.batch_size}))
+        return tuple(sorted({*self.smaller_batch_sizes, self.batch_size}))
 
     @property
     def warm_up_lengths(self) -> tuple[int, ...]:
@@ -66,6 +72,16 @@ class Workload:
     def longest_sequence(self) -> int:
         """Of everything that is asked: prompts of the mix are no longer than those measured alone."""
         return self.longest_prompt + self.output_len
+
+    @property
+    def most_cached_tokens(self) -> int:
+        """Of all phases: every sequence takes whole blocks."""
+
+        def cached(prompt: int, answer: int) -> int:
+            return -(-(prompt + answer) // BLOCK_MULTIPLE) * BLOCK_MULTIPLE
+
+        decoding = self.batch_size * cached(self.decode_prompt_len, self.output_len)
+        return max(cached(self.longest_prompt, 1), decoding, sum(cached(*request) for request in self.mix()))
 
     @property
     def mean_context(self) -> float:
@@ -124,11 +140,16 @@ def fitting(
     limits: Sequence[BuildLimits],
     prompt_lengths: tuple[int, ...] | None,
     defaults: Workload | None = None,
+    *,
+    batch_sizes: Sequence[int] = (),
     **given: Any,
 ) -> Workload:
     """The workload that was asked for; what was left open (None) is made to fit the smallest of the engines."""
     defaults = defaults or Workload()
     chosen = {name: value for name, value in given.items() if value is not None}
+    if batch_sizes:
+        chosen["batch_size"] = max(batch_sizes)
+        chosen["smaller_batch_sizes"] = tuple(sorted({1, *batch_sizes} - {max(batch_sizes)}))
     if limits:
         seq_len, input_len = min(x.max_seq_len for x in limits), min(x.max_input_len for x in limits)
         chosen.setdefault("output_len", max(2, min(defaults.output_len, seq_len // 2)))

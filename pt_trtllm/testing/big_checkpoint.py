@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -38,18 +39,26 @@ def write_big_checkpoint(
     config = config or big_config(num_bytes)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config_json(config, "bfloat16")))
+    file = folder / "model.safetensors"
+    write_random_weights(file, config, distinct=distinct)
+    return file.stat().st_size
+
+
+def write_random_weights(
+    file: Path, config: ModelConfig, *, named: Callable[[str], str] = lambda name: name, distinct: bool = False
+) -> None:
+    """Every tensor of the model; `named` gives it the name that another layout has for it."""
     declared = [
-        DeclaredTensor(part.source_name, torch.bfloat16, part_shape(spec, part))
+        DeclaredTensor(named(part.source_name), torch.bfloat16, part_shape(spec, part))
         for spec, _, parts in spelling(config)
         for part in parts
     ]
     generator = torch.Generator().manual_seed(0)
     block = (torch.randn(1 << 22, generator=generator) * 0.02).to(torch.bfloat16)
-    with SafetensorsWriter(folder / "model.safetensors", declared) as writer:
+    with SafetensorsWriter(file, declared, {"format": "pt"}) as writer:
         for tensor in declared:
             for first in range(0, total := tensor.num_bytes // 2, len(block)):
                 count = min(len(block), total - first)
                 if distinct:
                     block[:count] = torch.randn(count, generator=generator) * 0.02
                 writer.write(tensor.name, block[:count], first)
-    return (folder / "model.safetensors").stat().st_size

@@ -105,6 +105,30 @@ class Hosts:
                 else:
                     os.environ[name] = value
 
+    def command(self, index: int, *words: str) -> list[str]:
+        """Runs on a host what is no rank of ours."""
+        return [*shlex.split(self._enter(index, 'exec "$@"'))[1:], *words]
+
+    def free_port(self) -> int:
+        """Of the first host."""
+        with _socket_in(self.namespace(0)) as probe:
+            probe.bind((self.addresses[0], 0))
+            return int(probe.getsockname()[1])
+
+    def set_delay(self, delay_s: float) -> None:
+        """From now on, for whatever is connected. Hosts made without a delay have nothing in between that could."""
+        assert self.how != "no delay"
+        self.delay_s = delay_s
+        if self._relay is not None:
+            self._relay.set_delay(0.0)
+            own = self.round_trip_s() / 2
+            self._relay.set_delay(max(0.0, delay_s - own))
+            own += self.round_trip_s() / 2 - delay_s  # waiting for the right time is late by something, too
+            self._relay.set_delay(max(0.0, delay_s - own))
+        else:
+            for index in range(self.num_hosts):
+                self._netem(index, "change")
+
     def round_trip_s(self) -> float:
         """Median time of 64 bytes over TCP from the first host to the second and back."""
         with _socket_in(self.namespace(1)) as listener, _socket_in(self.namespace(0)) as client:
@@ -140,10 +164,7 @@ class Hosts:
             _run(*inside, "link", "set", INTERFACE, "up")
             _run(*inside, "link", "set", "lo", "up")
         if self._relay is not None:
-            own = self.round_trip_s() / 2
-            self._relay.set_delay(max(0.0, self.delay_s - own))
-            own += self.round_trip_s() / 2 - self.delay_s  # waiting for the right time is late by something, too
-            self._relay.set_delay(max(0.0, self.delay_s - own))
+            self.set_delay(self.delay_s)
 
     def _join_by_bridge(self) -> None:
         switch = f"{self._prefix}-switch"
@@ -159,8 +180,11 @@ class Hosts:
             _run("ip", "-n", switch, "link", "set", port, "master", "bridge", "up")
             if self.delay_s:
                 self.how = "netem"
-                delay = f"{self.delay_s * 1e6:.0f}us"
-                _run("tc", "-n", namespace, "qdisc", "add", "dev", INTERFACE, "root", "netem", "delay", delay)
+                self._netem(index, "add")
+
+    def _netem(self, index: int, verb: str) -> None:
+        delay = f"{self.delay_s * 1e6:.0f}us"
+        _run("tc", "-n", self.namespace(index), "qdisc", verb, "dev", INTERFACE, "root", "netem", "delay", delay)
 
     def _add_namespace(self, name: str) -> None:
         self._made.append(name)  # first: an interruption may find the namespace made, and nothing known of it

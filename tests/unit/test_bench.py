@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 
 from pt_trtllm.bench.html import render, write_html
 from pt_trtllm.bench.machine import ReadBandwidth, hardware, versions
-from pt_trtllm.bench.measure import Timeline, peak_rss_bytes, token_gaps
+from pt_trtllm.bench.measure import Timeline, token_gaps
 from pt_trtllm.bench.numbers import Spread, percentile, ratio
+from pt_trtllm.bench.own_engine import peak_rss_bytes
 from pt_trtllm.bench.report import DecodeBandwidth, EngineReport, LinkReport, Report
 from pt_trtllm.bench.shapes import SHAPES, ShapeOptions, make_engines
 from pt_trtllm.bench.steps import Bar, StepTimes
