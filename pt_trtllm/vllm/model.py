@@ -7,6 +7,7 @@ their weights, and add and normalise in one. Tests hold the two together.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -17,14 +18,16 @@ from vllm.model_executor.layers.attention import Attention as CachedAttention
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
-from vllm.model_executor.models.interfaces import SupportsQuant
+from vllm.model_executor.models.interfaces import SupportsLoRA, SupportsQuant
 from vllm.sequence import IntermediateTensors
 
 from pt_trtllm.config import ModelConfig
+from pt_trtllm.errors import ConfigError
 from pt_trtllm.mapping import Mapping
 from pt_trtllm.vllm.fusion import TrackFusion, track_group
-from pt_trtllm.vllm.layers import Stream, TrackLayer, make_norm, normed, settle
+from pt_trtllm.vllm.layers import Stream, TrackLayer, make_norm, normed
 from pt_trtllm.vllm.loading import load_weights
+from pt_trtllm.vllm.quantised import tied_head_problem
 from pt_trtllm.vllm.refusals import mapping_of
 from pt_trtllm.vllm.rope import TrackRotaryEmbedding
 from pt_trtllm.vllm.weights import PACKED
@@ -132,9 +135,7 @@ class PTModel(nn.Module):
         if self.config.qk_norm_position == "after_rope":
             queries, keys = _normalise(layers, queries, keys)
         seen = self.attention[layer_idx](_beside(queries), _beside(keys), _beside(values))
-        outputs = [
-            layer.self_attn.o_proj(y)[0] for layer, y in zip(layers, _apart(seen, len(layers)), strict=True)
-        ]
+        outputs = [layer.self_attn.o_proj(y)[0] for layer, y in zip(layers, _apart(seen, len(layers)), strict=True)]
         return [
             layer.after_attention(stream, self._whole(y))
             for layer, stream, y in zip(layers, streams, outputs, strict=True)
@@ -156,8 +157,9 @@ class PTModel(nn.Module):
         return summed
 
 
-class PTForCausalLM(nn.Module, SupportsQuant):  # type: ignore[misc]
+class PTForCausalLM(nn.Module, SupportsLoRA, SupportsQuant):  # type: ignore[misc]
     packed_modules_mapping = PACKED
+    embedding_modules: ClassVar[dict[str, str]] = {}
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
@@ -167,6 +169,13 @@ class PTForCausalLM(nn.Module, SupportsQuant):  # type: ignore[misc]
             self.config.vocab_size, self.config.hidden_size, quant_config=vllm_config.quant_config,
             prefix=f"{prefix}.lm_head" if prefix else "lm_head",
         )  # fmt: skip
+        if self.config.tie_word_embeddings:
+            problem = tied_head_problem(name for name, _ in self.lm_head.named_parameters())
+            if problem is not None:
+                raise ConfigError(f"a PT model does not support {problem}")
+        # Adapters speak of all tracks; what belongs to other ranks is not even kept in memory.
+        held = self.mapping.local_tracks
+        self.lora_skip_prefixes = [f"tracks.{t}." for t in range(self.config.num_tracks) if t not in held]
         if self.config.tie_word_embeddings and self.mapping.world_size == 1:
             self.lm_head = self.lm_head.tie_weights(self.model.embed_tokens)
         self.logits_processor = LogitsProcessor(self.config.vocab_size)
