@@ -173,9 +173,6 @@ class PTForCausalLM(nn.Module, SupportsLoRA, SupportsQuant):  # type: ignore[mis
             problem = tied_head_problem(name for name, _ in self.lm_head.named_parameters())
             if problem is not None:
                 raise ConfigError(f"a PT model does not support {problem}")
-        # Adapters speak of all tracks; what belongs to other ranks is not even kept in memory.
-        held = self.mapping.local_tracks
-        self.lora_skip_prefixes = [f"tracks.{t}." for t in range(self.config.num_tracks) if t not in held]
         if self.config.tie_word_embeddings and self.mapping.world_size == 1:
             self.lm_head = self.lm_head.tie_weights(self.model.embed_tokens)
         self.logits_processor = LogitsProcessor(self.config.vocab_size)

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,8 +75,11 @@ def vllm_answers(jobs: Sequence[Job], ranks: int, work: Path) -> list[list[Answe
                 )
             )  # fmt: skip
     try:
-        for process in processes:
-            process.wait(LONGEST_S)
+        ends = time.monotonic() + LONGEST_S
+        while any(process.poll() is None for process in processes) and time.monotonic() < ends:
+            if any(process.poll() for process in processes):
+                break  # its peers would wait for it
+            time.sleep(0.2)
     finally:
         for process in processes:
             process.kill()
