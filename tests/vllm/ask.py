@@ -4,6 +4,7 @@ batch, and writes what they answered as JSON. Ranks are started as vLLM's extern
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import os
 import sys
@@ -25,14 +26,33 @@ def main() -> None:
     jobs: list[dict[str, Any]] = json.loads(Path(sys.argv[1]).read_text())
     answers = []
     for job in jobs:
+        start_ranks(job["port"])
         try:
             answers.append({"answers": ask(job)})
         except Exception as error:
             traceback.print_exc()
             answers.append({"error": f"{type(error).__name__}: {error}"})
-        gc.collect()
+        end_ranks(job["port"])
     if os.environ["RANK"] == "0":
         Path(sys.argv[2]).write_text(json.dumps(answers))
+
+
+def start_ranks(port: int) -> None:
+    """Engines after one another meet at different ports, and have shared memory of different names."""
+    from vllm.distributed.device_communicators.cpu_communicator import _CPUSHMDistributed
+
+    os.environ["MASTER_PORT"] = str(port)
+    numbers = itertools.count()
+    _CPUSHMDistributed.make_group_name = staticmethod(lambda communicator: f"pt-{port}-{next(numbers)}")
+
+
+def end_ranks(port: int) -> None:
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    gc.collect()
+    cleanup_dist_env_and_memory()
+    for left in Path("/dev/shm").glob(f"pt-{port}-*"):
+        left.unlink(missing_ok=True)
 
 
 def ask(job: dict[str, Any]) -> list[dict[str, Any]]:

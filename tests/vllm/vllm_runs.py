@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -56,17 +57,19 @@ def has_vllm() -> bool:
 def vllm_answers(jobs: Sequence[Job], ranks: int, work: Path) -> list[list[Answer] | str]:
     """Per job the answers, or why there are none. A process of a rank makes all engines: it imports vLLM once."""
     written = [
-        {"options": {"model": str(job.model), **job.options}, "requests": list(job.requests), "times": job.times}
-        for job in jobs
+        {
+            "options": {"model": str(job.model), **job.options},
+            "requests": list(job.requests),
+            "times": job.times,
+            "port": port,
+        }
+        for job, port in zip(jobs, free_ports(len(jobs)), strict=True)
     ]
     work.mkdir(exist_ok=True)
     (work / "jobs.json").write_text(json.dumps(written))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     processes = []
     for rank in range(ranks):
-        places = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_PORT": port}
+        places = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
         with (work / f"rank{rank}.log").open("wb") as log:
             processes.append(
                 subprocess.Popen(
@@ -88,6 +91,14 @@ def vllm_answers(jobs: Sequence[Job], ranks: int, work: Path) -> list[list[Answe
     assert (work / "out.json").exists(), logs
     found = json.loads((work / "out.json").read_text())
     return [entry.get("error") or [Answer(**answer) for answer in entry["answers"]] for entry in found]
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
 
 
 def our_answers(model: Path, prompts: Sequence[Sequence[int]], max_tokens: int, work: Path) -> list[Answer]:
