@@ -7,6 +7,7 @@ their weights, and add and normalise in one. Tests hold the two together.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -16,15 +17,17 @@ from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
-from vllm.model_executor.models.interfaces import SupportsQuant
+from vllm.model_executor.models.interfaces import SupportsLoRA, SupportsQuant
 from vllm.sequence import IntermediateTensors
 
 from pt_trtllm.config import ModelConfig
+from pt_trtllm.errors import ConfigError
 from pt_trtllm.vllm.fusion import Fused, make_fusion, track_group
 from pt_trtllm.vllm.layer import Layer
 from pt_trtllm.vllm.loading import load_weights
 from pt_trtllm.vllm.norms import Stream, normed
 from pt_trtllm.vllm.options import PluginOptions
+from pt_trtllm.vllm.quantised import is_plain, tied_head_problem
 from pt_trtllm.vllm.refusals import mapping_of
 from pt_trtllm.vllm.rope import TrackRotaryEmbedding
 from pt_trtllm.vllm.track import Track
@@ -53,12 +56,7 @@ class PTModel(nn.Module):
         rotary_emb = TrackRotaryEmbedding(
             config, max(config.max_position_embeddings, model_config.max_model_len), model_config.dtype
         )
-        batched = (
-            options.batch_tracks
-            and len(tracks) > 1
-            and vllm_config.quant_config is None
-            and vllm_config.lora_config is None
-        )
+        batched = options.batch_tracks and len(tracks) > 1 and is_plain(vllm_config)
         group = track_group(mapping)
         # Before the tracks: weights are stacked before vLLM would repack them one by one.
         self.layers = nn.ModuleList(
@@ -120,8 +118,9 @@ class PTModel(nn.Module):
         return [track.segments[first // self.config.interval].dispatch_norm for track in self.local_tracks]
 
 
-class PTForCausalLM(nn.Module, SupportsQuant):  # type: ignore[misc]
+class PTForCausalLM(nn.Module, SupportsLoRA, SupportsQuant):  # type: ignore[misc]
     packed_modules_mapping = PACKED
+    embedding_modules: ClassVar[dict[str, str]] = {}
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
@@ -131,6 +130,10 @@ class PTForCausalLM(nn.Module, SupportsQuant):  # type: ignore[misc]
             self.config.vocab_size, self.config.hidden_size, quant_config=vllm_config.quant_config,
             prefix=f"{prefix}.lm_head" if prefix else "lm_head",
         )  # fmt: skip
+        if self.config.tie_word_embeddings:
+            problem = tied_head_problem(name for name, _ in self.lm_head.named_parameters())
+            if problem is not None:
+                raise ConfigError(f"a PT model does not support {problem}")
         if self.config.tie_word_embeddings and self.mapping.world_size == 1:
             self.lm_head = self.lm_head.tie_weights(self.model.embed_tokens)
         self.logits_processor = LogitsProcessor(self.config.vocab_size)

@@ -8,6 +8,7 @@ from pt_trtllm.config import ModelConfig
 from pt_trtllm.errors import ConfigError
 from pt_trtllm.mapping import Mapping
 from pt_trtllm.vllm.options import PluginOptions
+from pt_trtllm.vllm.quantised import kv_scales_problem, split_problem
 
 SPECULATION = ("ngram", "ngram_gpu", "suffix", "draft_model")
 """Methods that need nothing of the model but its logits. The others read hidden states after chosen layers; tracks
@@ -26,6 +27,12 @@ def mapping_of(config: ModelConfig, vllm_config: Any, rank: int) -> Mapping:
             f"LoRA with {mapping.world_size} ranks for {config.num_tracks} tracks (adapters are not split within a "
             f"track): use --tensor-parallel-size {config.num_tracks} or a divisor of it"
         )
+    if vllm_config.lora_config is not None and config.num_experts > 0:
+        problems.append("LoRA on a model with experts: leave --enable-lora out, and serve merged weights")
+    quantisation = vllm_config.quant_config
+    method = None if quantisation is None else quantisation.get_name()
+    found = (split_problem(method, mapping.tp_size), kv_scales_problem(quantisation))
+    problems += [problem for problem in found if problem is not None]
     if problems:
         raise ConfigError(f"a PT model does not support {'; nor '.join(problems)}")
     return mapping

@@ -39,8 +39,8 @@ class Placement:
 
     module: str
     parameter: str
-    shape: tuple[int, ...]
-    """Expected in the checkpoint."""
+    shape: tuple[int, ...] | None
+    """Expected in the checkpoint; None where vLLM's loader knows better (what belongs to a quantised matrix)."""
     shard: str | int | None = None
     """Which part of a packed parameter it is, as vLLM's weight loaders name them."""
     expert: int | None = None
@@ -49,6 +49,8 @@ class Placement:
     columns: range | None = None
     zeroed: bool = False
     """A bias that is added after partial sums meet: the first rank of a track brings it, the others zeros."""
+    matrix: tuple[int, int] | None = None
+    """Of a matrix that may be quantised: its shape in numbers, however they are stored."""
 
 
 def placements(config: ModelConfig, mapping: Mapping) -> dict[str, Placement]:
@@ -74,17 +76,18 @@ def _parts(config: ModelConfig, mapping: Mapping, spec: TensorSpec, track_idx: i
             rows = range(first, first + count)
         module, parameter = part.source_name.rsplit(".", 1)
         shape = (part.rows,) if len(spec.shape) == 1 else (part.rows, spec.columns)
+        matrix = (part.rows, spec.columns) if spec.quantizable else None
         zeroed = parameter == "bias" and not sections and mapping.tp_rank > 0
         expert = EXPERT.fullmatch(part.source_name)
         if expert is not None:
             place = Placement(
                 expert[1], "w2_weight" if expert[3] == "down_proj" else "w13_weight", shape,
-                EXPERT_SHARDS[expert[3]], int(expert[2]), rows, columns,
+                EXPERT_SHARDS[expert[3]], int(expert[2]), rows, columns, matrix=matrix,
             )  # fmt: skip
         else:
             parent, _, own = module.rpartition(".")
             packed, shard = SHARDS.get(own, (own, None))
-            place = Placement(f"{parent}.{packed}", parameter, shape, shard, None, rows, columns, zeroed)
+            place = Placement(f"{parent}.{packed}", parameter, shape, shard, None, rows, columns, zeroed, matrix)
         yield part.source_name, place
 
 

@@ -15,7 +15,7 @@ from pt_trtllm.checkpoint.rank_files import ARCHITECTURE
 from pt_trtllm.checkpoint.sources.base import Part, Source, SourceLayout, head_differs, open_store
 from pt_trtllm.checkpoint.sources.tamm import split_layer_name
 from pt_trtllm.checkpoint.spec import EMBEDDING, OUTPUT_NORM, OUTPUT_PROJECTION, TensorSpec, model_tensors
-from pt_trtllm.config import ModelConfig
+from pt_trtllm.config import ModelConfig, shown
 from pt_trtllm.errors import ConfigError
 
 LayerPrefix = Callable[[int, int], str]
@@ -58,6 +58,14 @@ def open_source(folder: Path) -> Source:
     raw = read_json(folder / "config.json", 'a config with model_type "parallel_track"')
     if not recognises(raw):
         raise ConfigError(f"{folder / 'config.json'}: model_type is {raw.get('model_type')!r}, expected {MODEL_TYPE!r}")
+    quantisation = raw.get("quantization_config")
+    if quantisation is not None:
+        method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation
+        raise ConfigError(
+            f"{folder / 'config.json'}: the weights are quantised (quant_method {shown(method)}); expected float "
+            "weights. Give the folder that it was made from, and the precision you want to `convert`; or serve it in "
+            "vLLM, which reads it as it is"
+        )
     try:
         config = ModelConfig.from_dict({key: value for key, value in raw.items() if key not in DESCRIPTIVE})
     except ConfigError as error:
