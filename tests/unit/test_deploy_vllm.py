@@ -44,7 +44,7 @@ GIVEN: dict[str, tuple[object, object]] = {
     "max-num-seqs": (8, 8),
     "max-num-batched-tokens": (512, 512),
     "gpu-memory-utilization": (0.5, 0.5),
-    "additional-config": ('{"parallel_track": {"x": 1}}', {"parallel_track": {"x": 1}}),
+    "additional-config": ('{"parallel_track": {"batch_tracks": true}}', {"parallel_track": {"batch_tracks": True}}),
 }
 """Every option of vLLM's that takes a value: what is given, and what model.json has."""
 
