@@ -57,6 +57,7 @@ class VllmEngine(Subject):
         command = [str(environment.python), "-m", WORKER]
         for rank, log in enumerate(self._logs):
             variables = environment.variables(_cores(self.world_size))
+            variables["TMPDIR"] = str(folder)  # vLLM leaves its sockets there
             words = command
             if hosts is not None:
                 words = hosts.command(rank, *command)
