@@ -17,7 +17,7 @@ from pt_trtllm.errors import CheckpointError
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
-WRITERS = {"checkpoint": "convert", "engine": "build", "model repository": "deploy"}
+WRITERS = {"checkpoint": "convert", "engine": "build", "model repository": "deploy", "source checkpoint": "export"}
 """Kinds of folders, and the command that writes each."""
 MAX_JSON_BYTES = 100_000_000
 """The index of a very large model has some megabytes."""

@@ -9,14 +9,13 @@ from pathlib import Path
 import torch
 
 from pt_trtllm.checkpoint.artifact import file_digest, new_folder, write_json, write_manifest
+from pt_trtllm.checkpoint.dtypes import cast, target_dtype
 from pt_trtllm.checkpoint.quantize import Quantization, quantize_rows, stored_name, stored_parts
 from pt_trtllm.checkpoint.rank_files import KIND, CheckpointConfig, declare, rank_columns, rank_specs
 from pt_trtllm.checkpoint.safetensors_io import SafetensorsWriter
 from pt_trtllm.checkpoint.sources import open_source
 from pt_trtllm.checkpoint.sources.base import Source
 from pt_trtllm.checkpoint.spec import EMBEDDING, OUTPUT_PROJECTION, TensorSpec, rank_rows, row_runs
-from pt_trtllm.config import DTYPES
-from pt_trtllm.errors import CheckpointError, ConfigError
 from pt_trtllm.mapping import Mapping
 
 Progress = Callable[[int, int], None]
@@ -41,7 +40,7 @@ def convert(
     config = CheckpointConfig(
         model=source.config,
         world_size=options.world_size,
-        dtype=_target_dtype(options.dtype, source.dtype),
+        dtype=target_dtype(options.dtype, source.dtype),
         quantization=options.quantization,
     )
     mapping = config.mapping
@@ -50,7 +49,8 @@ def convert(
         config.quantization.check(spec, mapping.tp_size)
     with new_folder(output_dir, source=model_dir, force=options.force) as folder:
         _write_ranks(folder, source, config, progress)
-        source.copy_tokenizer(folder / "tokenizer")
+        if source.has_tokenizer:
+            source.copy_companions(folder / "tokenizer")
         write_json(folder / "config.json", config.to_json())
         digests = {name: file_digest(folder / name) for name in map(rank_file, range(config.world_size))}
         details = {"model_dir": model_dir.name, "world_size": config.world_size, "num_tracks": source.config.num_tracks}
@@ -60,15 +60,6 @@ def convert(
 
 def rank_file(rank: int) -> str:
     return f"rank{rank}.safetensors"
-
-
-def _target_dtype(name: str, found: torch.dtype) -> str:
-    if name == "auto":
-        name = str(found).removeprefix("torch.")
-        return name if name in DTYPES else "float32"
-    if name not in DTYPES:
-        raise ConfigError(f"dtype is {name!r}, expected auto or one of {list(DTYPES)}")
-    return name
 
 
 def _write_ranks(folder: Path, source: Source, config: CheckpointConfig, progress: Progress) -> None:
@@ -93,14 +84,9 @@ def _write_ranks(folder: Path, source: Source, config: CheckpointConfig, progres
 
 
 def _to_parts(spec: TensorSpec, block: torch.Tensor, config: CheckpointConfig) -> list[torch.Tensor]:
-    dtype = config.torch_dtype
     if spec.quantizable and config.quantization.method != "none":
-        return quantize_rows(block, dtype, config.quantization)
-    if dtype == torch.float16 and block.dtype != dtype and block.abs().max() > torch.finfo(dtype).max:
-        raise CheckpointError(
-            f"{spec.name} holds {block.abs().max().item():.4g}, beyond float16's 65504; convert with --dtype bfloat16"
-        )
-    return [block.to(dtype)]
+        return quantize_rows(block, config.torch_dtype, config.quantization)
+    return [cast(block, config.torch_dtype, spec.name)]
 
 
 def _write_block(

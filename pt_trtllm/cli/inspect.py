@@ -9,10 +9,11 @@ from typing import Any
 
 import click
 
-from pt_trtllm.checkpoint.artifact import MANIFEST, read_json, verify_file
+from pt_trtllm.checkpoint.artifact import MANIFEST, read_json, read_manifest, verify_file
 from pt_trtllm.checkpoint.rank_files import CheckpointConfig, open_checkpoint
 from pt_trtllm.checkpoint.safetensors_io import DTYPE_NAMES, read_header
-from pt_trtllm.checkpoint.sources import open_source
+from pt_trtllm.checkpoint.sources import KIND as SOURCE
+from pt_trtllm.checkpoint.sources import open_source, source_format
 from pt_trtllm.config import ModelConfig
 from pt_trtllm.engine.bundle import open_bundle
 from pt_trtllm.errors import CheckpointError
@@ -39,6 +40,8 @@ def command(path: Path, as_json: bool, verify: bool, tensors: bool) -> None:
 
 def _written_here(folder: Path, verify: bool) -> dict[str, Any]:
     manifest = read_json(folder / MANIFEST, "a manifest")
+    if manifest.get("kind") == SOURCE:
+        return _exported(folder, manifest, verify)
     if manifest.get("kind") != REPOSITORY:
         return _converted(folder, verify)
     engine_dir, tokenizer_dir = manifest.get("engine_dir"), manifest.get("tokenizer_dir")
@@ -100,12 +103,25 @@ def _ranges(axes: list[list[int]]) -> str:
     return f"[{', '.join(str(low) if low == high else f'{low}..{high}' for low, _, high in axes)}]"
 
 
+def _exported(folder: Path, manifest: dict[str, Any], verify: bool) -> dict[str, Any]:
+    """A source that `export` wrote. Its files may have been added to since, so only `verify` asks what they were."""
+    if verify:
+        manifest = read_manifest(folder, SOURCE)
+        for name in manifest["files"]:
+            verify_file(folder, name, manifest)
+    info = _source(folder)
+    written_by = f"pt-trtllm {manifest.get('pt_trtllm_version')}"
+    return {"path": info["path"], "kind": SOURCE, "written_by": written_by, "verified": verify, **info}
+
+
 def _source(folder: Path) -> dict[str, Any]:
-    source = open_source(folder)
+    name = source_format(folder)
+    source = open_source(folder, name)
     sizes = Mapping.possible_world_sizes(source.config.num_tracks)
     return {
         "path": str(folder),
-        "kind": "source checkpoint",
+        "kind": SOURCE,
+        "format": name,
         "dtype": str(source.dtype).removeprefix("torch."),
         "model": source.config.to_dict(),
         "sync_points_by_world_size": {

@@ -21,6 +21,7 @@ COMMANDS = {
     "client": "Ask a served model, and print the answer as it comes.",
     "openai": "Serve OpenAI's HTTP API, and a page to chat with, in front of a Triton server.",
     "bench": "Measure engines side by side: latency, throughput, collectives, memory bandwidth.",
+    "export": "Write a checkpoint in our `pt` layout, which vLLM serves.",
     "inspect": "Show what a checkpoint or an engine holds, its mapping and sync plan.",
     "doctor": "Show what this machine has, and how to get the rest.",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +27,15 @@ class NameChoice(click.Choice[str]):
 
     def get_invalid_choice_message(self, value: object, ctx: click.Context | None) -> str:
         return f"{value!r} is not one of {', '.join(map(repr, self.choices))}."
+
+
+def byte_size(value: str) -> int:
+    """A number of bytes as Hugging Face writes it: 5GB (10^9), 512MiB (2^20), or digits alone."""
+    match = re.fullmatch(r"(\d{1,18})\s*(?:([KMGT])(I?))?B?", value.strip().upper(), re.ASCII)
+    size = int(match[1]) * (1024 if match[3] else 1000) ** " KMGT".index(match[2] or " ") if match else 0
+    if not size:
+        raise click.BadParameter(f"{value!r} is no size, expected a number of bytes such as 5GB, 512MiB or 100000.")
+    return size
 
 
 def check_outputs(files: Mapping[str, Path | None]) -> None:

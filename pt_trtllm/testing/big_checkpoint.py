@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from pt_trtllm.checkpoint.safetensors_io import DeclaredTensor, SafetensorsWriter
-from pt_trtllm.checkpoint.sources.pt import locate
-from pt_trtllm.checkpoint.spec import model_tensors
+from pt_trtllm.checkpoint.sources.base import part_shape
+from pt_trtllm.checkpoint.sources.pt import config_json, spelling
 from pt_trtllm.config import ModelConfig
 
 
@@ -37,19 +37,19 @@ def write_big_checkpoint(
     """Random bfloat16 weights in one file; returns its size. They repeat, for speed, unless `distinct`."""
     config = config or big_config(num_bytes)
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"model_type": "parallel_track", **config.to_dict()}))
-    declared = {}
-    for spec in model_tensors(config, separate_head=not config.tie_word_embeddings):
-        for track_idx in range(config.num_tracks if spec.per_track else 1):
-            for part in locate(config, spec, track_idx, lambda layer, track: f"model.tracks.{track}.layers.{layer}."):
-                shape = (part.rows,) if len(spec.shape) == 1 else (part.rows, spec.columns)
-                declared[part.source_name] = DeclaredTensor(part.source_name, torch.bfloat16, shape)
+    (folder / "config.json").write_text(json.dumps(config_json(config, "bfloat16")))
+    declared = [
+        DeclaredTensor(part.source_name, torch.bfloat16, part_shape(spec, part))
+        for spec, _, parts in spelling(config)
+        for part in parts
+    ]
     generator = torch.Generator().manual_seed(0)
     block = (torch.randn(1 << 22, generator=generator) * 0.02).to(torch.bfloat16)
-    with SafetensorsWriter(folder / "model.safetensors", declared.values()) as writer:
-        for tensor in declared.values():
+    with SafetensorsWriter(folder / "model.safetensors", declared) as writer:
+        for tensor in declared:
             for first in range(0, total := tensor.num_bytes // 2, len(block)):
+                count = min(len(block), total - first)
                 if distinct:
-                    block = (torch.randn(1 << 22, generator=generator) * 0.02).to(torch.bfloat16)
-                writer.write(tensor.name, block[: min(len(block), total - first)], first)
+                    block[:count] = torch.randn(count, generator=generator) * 0.02
+                writer.write(tensor.name, block[:count], first)
     return (folder / "model.safetensors").stat().st_size

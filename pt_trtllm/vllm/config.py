@@ -7,6 +7,8 @@ from them. So this object shows totals, and keeps the folder's own description a
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import sys
 from typing import Any
 
 from transformers import PretrainedConfig
@@ -14,6 +16,7 @@ from transformers import PretrainedConfig
 from pt_trtllm.checkpoint.rank_files import ARCHITECTURE
 from pt_trtllm.checkpoint.sources.pt import MODEL_TYPE
 from pt_trtllm.config import ModelConfig
+from pt_trtllm.errors import ConfigError
 from pt_trtllm.vllm import check_version, vllm_version
 
 FIELDS = {field.name for field in dataclasses.fields(ModelConfig)}
@@ -24,13 +27,15 @@ class ParallelTrackConfig(PretrainedConfig):  # type: ignore[misc]
 
     def __init__(self, parallel_track: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """From the fields of a `pt` folder's config.json, or from `parallel_track`, where `to_dict` has put them."""
-        check_version(vllm_version())
+        if "vllm" in sys.modules:  # here, because vLLM would only log what a plugin's `register` raises
+            check_version(vllm_version())
         given = {key: kwargs.pop(key) for key in FIELDS & kwargs.keys()}
         kwargs.setdefault("architectures", [ARCHITECTURE])
         self.parallel_track: dict[str, Any] = {}
         if parallel_track is None and not given:
             super().__init__(**kwargs)  # transformers makes one without arguments to learn the defaults
             return
+        _reject_misspelt(kwargs)
         model = ModelConfig.from_dict(given if parallel_track is None else parallel_track)
         super().__init__(**shown_to_vllm(model), **{key: kwargs[key] for key in kwargs if key not in HIDDEN})
         self.parallel_track = model.to_dict()
@@ -39,6 +44,15 @@ class ParallelTrackConfig(PretrainedConfig):  # type: ignore[misc]
     def model(self) -> ModelConfig:
         """The description of one track and of how many there are."""
         return ModelConfig.from_dict(self.parallel_track)
+
+
+def _reject_misspelt(others: dict[str, Any]) -> None:
+    """transformers and vLLM put keys of their own beside ours, so only what resembles one of ours is an error."""
+    known = FIELDS | set(PretrainedConfig().to_dict()) | HIDDEN
+    for key in others.keys() - known:
+        near = difflib.get_close_matches(key, FIELDS, n=1, cutoff=0.85)
+        if near:
+            raise ConfigError(f"config.json: unknown key {key!r}; did you mean {near[0]!r}?")
 
 
 HIDDEN = frozenset(("layer_types", "sliding_window", "max_position_embeddings"))

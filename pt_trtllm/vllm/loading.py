@@ -4,6 +4,7 @@ see it; and says together what is missing, unknown or of another shape."""
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +15,8 @@ from pt_trtllm.mapping import Mapping
 from pt_trtllm.vllm.weights import EMBEDDING, HEAD, OUTPUT_NORM, Placement, placements, track_of
 
 SHOWN = 4
+NO_WEIGHTS = ".rotary_emb.inv_freq"
+"""Tables that some tools save with the weights; every engine computes its own."""
 
 
 def load_weights(
@@ -36,7 +39,7 @@ def load_weights(
             filled |= _fill_shared(parameters, config, name, tensor)
         elif name == HEAD:
             repeated_head = tensor
-        elif not _is_elsewhere(config, mapping, name):
+        elif not name.endswith(NO_WEIGHTS) and not _is_elsewhere(config, mapping, name):
             problems.append(f"{name} is not a tensor of this model")
         missing.discard(name)
     problems += [f"{name} is missing" for name in sorted(missing)]
@@ -60,7 +63,7 @@ def cut(place: Placement, tensor: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(tensor) if place.zeroed else tensor
 
 
-def _fill(parameters: dict[str, nn.Parameter], place: Placement, tensor: torch.Tensor) -> str:
+def _fill(parameters: dict[str, Any], place: Placement, tensor: torch.Tensor) -> str:
     tensor = cut(place, tensor)
     if place.expert is not None:
         # vLLM keeps the experts somewhere below the module that it makes of them.
@@ -79,9 +82,7 @@ def _fill(parameters: dict[str, nn.Parameter], place: Placement, tensor: torch.T
     return name
 
 
-def _fill_shared(
-    parameters: dict[str, nn.Parameter], config: ModelConfig, name: str, tensor: torch.Tensor
-) -> set[str]:
+def _fill_shared(parameters: dict[str, Any], config: ModelConfig, name: str, tensor: torch.Tensor) -> set[str]:
     names = {name}
     if name == EMBEDDING and config.tie_word_embeddings and HEAD in parameters:
         names.add(HEAD)  # a head of several ranks is a shard of its own
@@ -95,7 +96,7 @@ def _is_embedding(embedding: torch.Tensor, head: torch.Tensor) -> bool:
     return rows.shape == head.shape and torch.equal(rows, head.to(rows))
 
 
-def _load_whole(parameter: nn.Parameter, tensor: torch.Tensor) -> None:
+def _load_whole(parameter: Any, tensor: torch.Tensor) -> None:
     loader = getattr(parameter, "weight_loader", None)
     if loader is not None:
         loader(parameter, tensor)

@@ -26,7 +26,9 @@ class SparseFeedForward(nn.Module):
             hidden_size=config.hidden_size,
             intermediate_size=(config.moe_intermediate_size or 0) // mapping.tp_size,
             renormalize=True,
-            tp_size=1,  # tracks know their own ranks
+            tp_size=1,  # tracks know their own ranks, and every engine of data parallelism has all experts
+            dp_size=1,
+            pcp_size=1,
             reduce_results=False,
             quant_config=quant_config,
             prefix=f"{key}.experts",

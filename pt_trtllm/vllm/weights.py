@@ -20,7 +20,7 @@ OUTPUT_NORM = "model.norm.weight"
 HEAD = "lm_head.weight"
 
 PACKED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_proj", "up_proj"]}
-"""vLLM's module -> the checkpoint's, in the order of its rows. The names are those vLLM's quantisation and LoRA know."""
+"""vLLM's module -> the checkpoint's, in the order of its rows. vLLM's quantisation and LoRA know these names."""
 SHARDS: dict[str, tuple[str, str | int]] = {
     "q_proj": ("qkv_proj", "q"),
     "k_proj": ("qkv_proj", "k"),
@@ -53,7 +53,7 @@ class Placement:
 
 def placements(config: ModelConfig, mapping: Mapping) -> dict[str, Placement]:
     """Checkpoint name -> its place, for every tensor of the tracks that this rank holds."""
-    found = {}
+    found: dict[str, Placement] = {}
     for track_idx in mapping.local_tracks:
         for layer_idx in range(config.num_hidden_layers):
             for spec in layer_tensors(config, layer_idx):
@@ -61,9 +61,7 @@ def placements(config: ModelConfig, mapping: Mapping) -> dict[str, Placement]:
     return found
 
 
-def _parts(
-    config: ModelConfig, mapping: Mapping, spec: TensorSpec, track_idx: int
-) -> Iterator[tuple[str, Placement]]:
+def _parts(config: ModelConfig, mapping: Mapping, spec: TensorSpec, track_idx: int) -> Iterator[tuple[str, Placement]]:
     columns = None
     if isinstance(spec.split, ColumnSplit) and mapping.tp_size > 1:
         width = spec.columns // mapping.tp_size

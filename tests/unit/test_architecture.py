@@ -16,7 +16,7 @@ LAYERS = [
     {"mapping"},
     {"checkpoint", "comm"},
     {"network"},
-    {"engine"},
+    {"engine", "vllm"},
     {"runtime"},
     {"serving"},
     {"openai"},

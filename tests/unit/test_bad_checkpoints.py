@@ -105,7 +105,7 @@ def test_weights_that_are_not_finite_are_refused_with_their_place(
 def test_values_beyond_float16_are_refused(make_source: MakeSource, tmp_path: Path) -> None:
     source = make_source()
     edit(source, lambda tensors: tensors["embedding.weight"].__setitem__((0, 0), 1e6))
-    refused(source, tmp_path / "out", "beyond float16's 65504; convert with --dtype bfloat16", dtype="float16")
+    refused(source, tmp_path / "out", "beyond float16's 65504; choose --dtype bfloat16", dtype="float16")
 
 
 class Payload:

@@ -15,13 +15,10 @@ from pt_trtllm.checkpoint.sources.llama import FAMILIES, HARMLESS, ROPE_KEYS, to
 from pt_trtllm.checkpoint.spec import model_tensors
 from pt_trtllm.config import ModelConfig, RopeScaling
 from pt_trtllm.errors import CheckpointError, ConfigError
+from pt_trtllm.testing.tiny_llama import TINY, TINY_MODELS, save_tiny_model
 
 pytestmark = pytest.mark.unit
 
-TINY: dict[str, Any] = {
-    "vocab_size": 40, "hidden_size": 24, "intermediate_size": 36, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 128, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
 LLAMA3: dict[str, Any] = {
     "factor": 8.0,
     "low_freq_factor": 1.0,
@@ -352,26 +349,6 @@ def test_no_key_is_both_harmless_and_meaningful_everywhere() -> None:
 
 
 # Weights -------------------------------------------------------------------------------------------------------
-
-TINY_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("llama", {}),
-    "llama-all-biases-tied": ("llama", {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}),
-    "mistral": ("mistral", {"head_dim": 8}),
-    "qwen2": ("qwen2", {}),
-    "qwen3": ("qwen3", {"head_dim": 8, "attention_bias": True}),
-}
-
-
-def save_tiny_model(folder: Path, family: str, changes: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Writes a random model whose every tensor is random (fresh norms are ones, biases zeros); returns its state."""
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[family](**TINY, **changes))
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter)
-    model.save_pretrained(folder)
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
 def read_all(source: Source) -> dict[str, torch.Tensor]:

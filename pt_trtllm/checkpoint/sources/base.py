@@ -18,10 +18,11 @@ from pt_trtllm.errors import CheckpointError
 
 BLOCK_BYTES = 64 << 20
 SOURCE_TYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-TOKENIZER_FILES = (
+COMPANIONS = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "merges.txt", "tokenizer.model", "chat_template.jinja", "generation_config.json",
 )  # fmt: skip
+"""What lies beside the weights: tokenizer, chat template, generation settings."""
 
 
 @dataclass(frozen=True)
@@ -195,12 +196,18 @@ class Source:
                     yield row + first, self._finite(block.reshape(count, spec.columns), part, first)
             row += part.rows
 
-    def copy_tokenizer(self, folder: Path) -> None:
-        found = [self.folder / name for name in TOKENIZER_FILES if (self.folder / name).is_file()]
-        if any(path.name.startswith(("tokenizer.", "vocab.")) for path in found):
-            folder.mkdir()
-            for path in found:
-                shutil.copyfile(path, folder / path.name)
+    @property
+    def has_tokenizer(self) -> bool:
+        return any(path.name.startswith(("tokenizer.", "vocab.")) for path in self._companions())
+
+    def copy_companions(self, folder: Path) -> None:
+        """Copies tokenizer, chat template and generation settings, whichever there are."""
+        folder.mkdir(exist_ok=True)
+        for path in self._companions():
+            shutil.copyfile(path, folder / path.name)
+
+    def _companions(self) -> list[Path]:
+        return [self.folder / name for name in COMPANIONS if (self.folder / name).is_file()]
 
     def _finite(self, block: torch.Tensor, part: Part, first_row: int) -> torch.Tensor:
         # A sum is several times faster than looking at every element; it is finite only if all of them are.
@@ -238,11 +245,14 @@ class Source:
             raise CheckpointError(f"{self.folder}: weights do not match config.json: {'; '.join(problems[:8])}{more}")
 
     def _expected_shape(self, spec: TensorSpec, part: Part) -> tuple[int, ...]:
-        if len(spec.shape) == 1:
-            matrix: tuple[int, ...] = (part.rows,)
-        else:
-            matrix = (spec.columns, part.rows) if part.transposed else (part.rows, spec.columns)
-        return (*self.layout.leading_sizes(part.source_name), *matrix)
+        return (*self.layout.leading_sizes(part.source_name), *part_shape(spec, part))
+
+
+def part_shape(spec: TensorSpec, part: Part) -> tuple[int, ...]:
+    """The shape in which a format stores these rows, below the axes that `Part.leading` indexes."""
+    if len(spec.shape) == 1:
+        return (part.rows,)
+    return (spec.columns, part.rows) if part.transposed else (part.rows, spec.columns)
 
 
 def _rows_per_block(matrix: torch.Tensor) -> int:

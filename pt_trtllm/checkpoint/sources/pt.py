@@ -5,17 +5,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pt_trtllm.checkpoint.artifact import read_json
+from pt_trtllm.checkpoint.rank_files import ARCHITECTURE
 from pt_trtllm.checkpoint.sources.base import Part, Source, SourceLayout, head_differs, open_store
 from pt_trtllm.checkpoint.sources.tamm import split_layer_name
 from pt_trtllm.checkpoint.spec import EMBEDDING, OUTPUT_NORM, OUTPUT_PROJECTION, TensorSpec, model_tensors
 from pt_trtllm.config import ModelConfig
 from pt_trtllm.errors import ConfigError
+
+LayerPrefix = Callable[[int, int], str]
+"""(layer, track) -> how the names of its tensors begin."""
 
 MODEL_TYPE = "parallel_track"
 DESCRIPTIVE = {"model_type", "architectures", "dtype", "torch_dtype", "transformers_version"}
@@ -65,7 +69,25 @@ def layer_prefix(layer_idx: int, track_idx: int) -> str:
     return f"model.tracks.{track_idx}.layers.{layer_idx}."
 
 
-LayerPrefix = Callable[[int, int], str]
+def spelling(config: ModelConfig) -> Iterator[tuple[TensorSpec, int, Sequence[Part]]]:
+    """(logical tensor, track, its parts in this layout) for the whole model: what tracks share, then track by track."""
+    specs = model_tensors(config, separate_head=not config.tie_word_embeddings)
+    places = [(spec, 0) for spec in specs if not spec.per_track]
+    places += [(spec, track_idx) for track_idx in range(config.num_tracks) for spec in specs if spec.per_track]
+    for spec, track_idx in places:
+        yield spec, track_idx, locate(config, spec, track_idx, layer_prefix)
+
+
+def config_json(config: ModelConfig, dtype: str) -> dict[str, Any]:
+    """The `config.json` that `open_source` reads back as `config`, with the keys that Hugging Face's tools look for."""
+    ends = list(config.eos_token_id)
+    return {
+        "model_type": MODEL_TYPE,
+        "architectures": [ARCHITECTURE],
+        "dtype": dtype,
+        **config.to_dict(),
+        "eos_token_id": ends if len(ends) > 1 else next(iter(ends), None),
+    }
 
 
 def open_llama_like(folder: Path, config: ModelConfig, prefix_of: LayerPrefix) -> Source:

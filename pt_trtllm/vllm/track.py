@@ -1,68 +1,29 @@
-"""One track's layer in vLLM's own linears and norms. `disable_tp`: a track knows its own ranks, vLLM need not."""
+"""What one track owns: its weights, in vLLM's own linears and norms, under the checkpoint's own names.
+
+`disable_tp`: a track knows its own ranks, vLLM need not.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
-from vllm.model_executor.layers.activation import SiluAndMul
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import MergedColumnParallelLinear, QKVParallelLinear, RowParallelLinear
 
 from pt_trtllm.config import ModelConfig
 from pt_trtllm.mapping import Mapping
-
-Stream = tuple[torch.Tensor, torch.Tensor | None]
-"""A track's residual stream [tokens, hidden], and what is still to be added to it: vLLM adds and normalises in one."""
-
-
-class PreScaleRMSNorm(nn.Module):
-    """Multiplies by the weight before it normalises. vLLM has no such layer."""
-
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(size))
-
-    def forward(
-        self, x: torch.Tensor, residual: torch.Tensor | None = None
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        total = x if residual is None else x + residual
-        scaled = total.float() * self.weight.float()
-        normed = (scaled * torch.rsqrt(scaled.square().mean(dim=-1, keepdim=True) + self.eps)).to(x.dtype)
-        return normed if residual is None else (normed, total)
-
-
-def make_norm(kind: str | None, size: int, eps: float) -> nn.Module | None:
-    """Called with x alone: its norm. With a residual: the norm of the sum, and the sum."""
-    if kind is None:
-        return None
-    norm: nn.Module = PreScaleRMSNorm(size, eps) if kind == "pre_scale_rms_norm" else RMSNorm(size, eps=eps)
-    return norm
-
-
-def settle(stream: Stream) -> torch.Tensor:
-    x, pending = stream
-    return x if pending is None else x + pending
-
-
-def normed(norm: nn.Module | None, stream: Stream) -> tuple[torch.Tensor, Stream]:
-    """The norm of a stream (or the stream itself), and the stream settled."""
-    x, pending = stream
-    if norm is None or pending is None:
-        x = settle(stream)
-        return x if norm is None else norm(x), (x, None)
-    y, x = norm(pending, x)
-    return y, (x, None)
+from pt_trtllm.vllm.norms import Stream, joined, make_norm
 
 
 class Attention(nn.Module):
-    """Projections of one track. Attention itself is computed for all local tracks at once (model.py)."""
+    """Projections and norms of one track. What calls them is layer.py, for all local tracks at once."""
 
     def __init__(self, config: ModelConfig, mapping: Mapping, quant_config: object, prefix: str) -> None:
         super().__init__()
         heads = config.num_attention_heads // mapping.tp_size
         kv_heads = mapping.kv_heads_per_rank(config.num_kv_heads)
-        self.sizes = [heads * config.head_dim, kv_heads * config.head_dim, kv_heads * config.head_dim]
         self.head_dim, self.has_norms = config.head_dim, config.qk_norm != "none"
         self.qkv_proj = QKVParallelLinear(
             config.hidden_size, config.head_dim, heads, kv_heads, bias=config.attention_bias,
@@ -76,10 +37,6 @@ class Attention(nn.Module):
             scaled = config.qk_norm == "scaled"
             self.q_norm = RMSNorm(config.head_dim, eps=config.rms_norm_eps, has_weight=scaled)
             self.k_norm = RMSNorm(config.head_dim, eps=config.rms_norm_eps, has_weight=scaled)
-
-    def project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Query, key and value [tokens, heads * head_dim]."""
-        return self.qkv_proj(x)[0].split(self.sizes, dim=-1)  # type: ignore[no-any-return]
 
     def normalise(self, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if not self.has_norms:
@@ -103,11 +60,6 @@ class DenseFeedForward(nn.Module):
             width, config.hidden_size, bias=config.mlp_bias,
             quant_config=quant_config, disable_tp=True, prefix=f"{prefix}.down_proj",
         )  # fmt: skip
-        self.activation = SiluAndMul()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = self.down_proj(self.activation(self.gate_up_proj(x)[0]))[0]
-        return y
 
 
 class TrackLayer(nn.Module):
@@ -148,8 +100,29 @@ class TrackLayer(nn.Module):
         return joined(stream, y, self.mlp_pre_residual_norm, self.mlp_post_norm)
 
 
-def joined(stream: Stream, y: torch.Tensor, pre_residual: nn.Module | None, post: nn.Module | None) -> Stream:
-    """The stream with a sub-layer's output: added at once only where a norm of the sum follows."""
-    x = settle(stream)
-    y = y if pre_residual is None else pre_residual(y)
-    return (x, y) if post is None else (post(y, x)[0], None)
+class Segment(nn.Module):
+    """The norms where a segment begins and ends."""
+
+    dispatch_norm: nn.Module | None
+    combine_norm: nn.Module | None
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.dispatch_norm = make_norm(config.dispatch_norm, config.hidden_size, config.rms_norm_eps)
+        self.combine_norm = make_norm(config.combine_norm, config.hidden_size, config.rms_norm_eps)
+
+
+class Track(nn.Module):
+    layers: Sequence[TrackLayer]
+    segments: Sequence[Segment]
+
+    def __init__(
+        self, config: ModelConfig, mapping: Mapping, quant_config: object, prefix: str, track_idx: int
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(  # type: ignore[assignment]
+            TrackLayer(config, mapping, quant_config, f"{prefix}.layers.{layer_idx}", track_idx, layer_idx)
+            for layer_idx in range(config.num_hidden_layers)
+        )
+        num_segments = config.num_hidden_layers // config.interval
+        self.segments = nn.ModuleList(Segment(config) for _ in range(num_segments))  # type: ignore[assignment]
