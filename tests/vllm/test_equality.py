@@ -14,8 +14,12 @@ RANKS = (1, 2, 4)
 RUNS = [(name, ranks) for ranks in RANKS for name in (*TAMM_CASES, *PT_CASES)]
 
 WINDOW_TOO_SHORT = """
-from pt_trtllm.vllm import model
-model._window = lambda config, layer_idx: config.window(layer_idx)
+from pt_trtllm.vllm import layer
+attention = layer.CachedAttention
+def planted(*sizes, per_layer_sliding_window, **others):
+    shorter = per_layer_sliding_window and per_layer_sliding_window - 1
+    return attention(*sizes, per_layer_sliding_window=shorter, **others)
+layer.CachedAttention = planted
 """
 MEAN_WITHOUT_SCALE = """
 from pt_trtllm.vllm import fusion
