@@ -58,7 +58,7 @@ SMALL: dict[str, Any] = {
     "vocab_size": 97, "num_hidden_layers": 4, "sync_interval": 2, "hidden_size": 64, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 32, "intermediate_size": 96, "max_position_embeddings": 1024,
 }  # fmt: skip
-BIASED = {"attention_bias": True, "attention_out_bias": True, "mlp_bias": True}
+BIASED: dict[str, Any] = {"attention_bias": True, "attention_out_bias": True, "mlp_bias": True}
 
 PT_CASES: dict[str, ModelConfig] = {
     "biases_half_rope_llama3": ModelConfig(

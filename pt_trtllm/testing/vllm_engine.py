@@ -49,6 +49,10 @@ ENVIRONMENT = {
 }
 
 
+CACHE_IN_GIB = "VLLM_CPU_KVCACHE_SPACE"
+"""Would overrule the option, and a whole GiB takes each rank a second to clear."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class VllmJob:
     """An engine, and what it is asked."""
@@ -64,6 +68,8 @@ class VllmJob:
     """A folder with an adapter that answers these prompts."""
     counted: bool = False
     """Whether collectives are counted."""
+    with_margins: bool = False
+    """Costs 10 s: vLLM compiles a function that ranks log-probabilities."""
     before: str = ""
     """Python that every rank runs before it makes its engine: how a test plants an error."""
 
@@ -75,7 +81,7 @@ class VllmAnswer:
     tokens: list[list[int]] = field(default_factory=list)
     """Per prompt, the greedy next tokens."""
     margins: list[list[float]] = field(default_factory=list)
-    """How far the best token is ahead of the second, in log-probability."""
+    """How far the best token is ahead of the second, in log-probability, where asked."""
     passes: int = 0
     """Forward passes that were counted."""
     collectives: dict[str, int] = field(default_factory=dict)
@@ -99,7 +105,7 @@ class VllmEngines:
                 stderr=log,
                 text=True,
                 start_new_session=True,
-                env={**os.environ, **ENVIRONMENT, **(environment or {})},
+                env=_without(CACHE_IN_GIB) | ENVIRONMENT | (environment or {}),
             )
 
     def __enter__(self) -> VllmEngines:
@@ -143,6 +149,10 @@ class VllmEngines:
             watchdog.cancel()
         assert said == "done\n", f"vLLM's process ended or hung:\n{_end_of(self._log)}{_logs(batch)}"
         return [_collect(batch / str(index), job.ranks) for index, job in enumerate(jobs)]
+
+
+def _without(variable: str) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != variable}
 
 
 def _killed_after(pid: int, seconds: float) -> threading.Timer:
@@ -246,7 +256,11 @@ def _answer(job: VllmJob, rank: int, folder: Path) -> VllmAnswer:
         options["distributed_executor_backend"] = _executor(rank, folder)
     llm = LLM(**options)
     sampling = SamplingParams(
-        temperature=0, max_tokens=job.num_new_tokens, ignore_eos=True, detokenize=False, logprobs=2
+        temperature=0,
+        max_tokens=job.num_new_tokens,
+        ignore_eos=True,
+        detokenize=False,
+        logprobs=2 if job.with_margins else None,
     )
     prompts = [{"prompt_token_ids": prompt} for prompt in job.prompts]
     adapter = LoRARequest("adapter", 1, job.lora) if job.lora else None
@@ -262,7 +276,7 @@ def _answer(job: VllmJob, rank: int, folder: Path) -> VllmAnswer:
     completions = [output.outputs[0] for output in outputs]
     return VllmAnswer(
         tokens=[list(completion.token_ids) for completion in completions],
-        margins=[[_margin(step) for step in completion.logprobs] for completion in completions],
+        margins=[[_margin(step) for step in completion.logprobs or ()] for completion in completions],
         passes=len(passes),
         collectives=collectives,
         products=products,

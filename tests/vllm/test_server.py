@@ -57,8 +57,8 @@ def _wait_until_ready(server: subprocess.Popen[bytes], address: str, log: Path) 
     while True:
         with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=30):
             return
-        ended = server.poll() is not None
-        assert not ended and time.monotonic() < deadline, log.read_text(errors="replace")[-6000:]
+        in_time = time.monotonic() < deadline
+        assert server.poll() is None and in_time, log.read_text(errors="replace")[-6000:]  # noqa: PT018
         time.sleep(0.3)
 
 
