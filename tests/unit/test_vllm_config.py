@@ -82,6 +82,8 @@ def asked(tensor_parallel_size: int = 2, **options: Any) -> SimpleNamespace:
         parallel_config=SimpleNamespace(tensor_parallel_size=tensor_parallel_size, **parallel),
         speculative_config=SimpleNamespace(method=options["speculative"]) if "speculative" in options else None,
         lora_config=options.get("lora"),
+        quant_config=None,
+        additional_config={},
         compilation_config=SimpleNamespace(pass_config=SimpleNamespace(enable_sp=options.get("enable_sp", False))),
     )
 

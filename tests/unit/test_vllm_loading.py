@@ -43,10 +43,10 @@ def rank_model(config: ModelConfig, mapping: Mapping) -> nn.Module:
     """Modules with the names that a rank of the vLLM model has."""
     places = placements(config, mapping)
     parameters: dict[str, nn.Parameter] = {}
-    for place in places.values():
+    for name, place in places.items():
         below = f"{place.module}.routed" if place.expert is not None else place.module
         packed = place.shard is not None
-        shape = cut(place, torch.empty(place.shape)).shape
+        shape = cut(place, name, torch.empty(place.shape)).shape
         parameters[f"{below}.{place.parameter}"] = (
             Packed(torch.empty(0)) if packed else nn.Parameter(torch.full(shape, torch.nan))
         )
@@ -87,7 +87,7 @@ def test_every_parameter_is_filled(rank: int, world_size: int) -> None:
     parameters = dict(model.named_parameters())
     assert load_weights(model, CONFIG, mapping, checkpoint.items()) == set(parameters)
     for name, place in places.items():
-        expected = cut(place, checkpoint[name])
+        expected = cut(place, name, checkpoint[name])
         if place.expert is not None:
             parts = parameters[f"{place.module}.routed.{place.parameter}"].parts
             assert torch.equal(parts[place.shard, place.expert], expected)

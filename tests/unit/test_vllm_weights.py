@@ -55,7 +55,7 @@ def test_the_ranks_parts_are_the_checkpoint(num_tracks: int, world_size: int) ->
         for name, place in placements(config, mapping).items():
             assert place.shape == tuple(checkpoint[name].shape)
             placed[name].add(mapping.rank)
-            part = cut(place, checkpoint[name])
+            part = cut(place, name, checkpoint[name])
             if place.zeroed:
                 assert not part.any()
                 continue
@@ -89,14 +89,14 @@ def test_a_rank_holds_the_rows_that_it_holds_in_our_engines(num_tracks: int, wor
             expected = torch.full((rank_rows(spec, mapping), *whole.shape[1:]), torch.nan)
             for run in row_runs(spec, mapping, 0, len(whole)):
                 expected[run.target_row : run.target_row + run.rows] = whole[run.source_row :][: run.rows]
-            found = torch.cat([cut(places[name], checkpoint[name]) for name in names])
+            found = torch.cat([cut(places[name], name, checkpoint[name]) for name in names])
             assert torch.equal(found, expected), spec.name
 
 
 def test_a_bias_that_follows_partial_sums_is_added_once() -> None:
     config, name = model_of(2), "model.tracks.1.layers.0.self_attn.o_proj.bias"
     bias = torch.arange(1.0, 7.0)
-    parts = [cut(placements(config, mapping)[name], bias) for mapping in mappings(2, 8)[4:]]
+    parts = [cut(placements(config, mapping)[name], name, bias) for mapping in mappings(2, 8)[4:]]
     assert torch.equal(torch.stack(parts).sum(0), bias)
     assert [bool(part.any()) for part in parts] == [True, False, False, False]
 
