@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from pt_trtllm.config import ModelConfig
@@ -13,6 +14,9 @@ from pt_trtllm.vllm.quantised import kv_scales_problem, split_problem
 SPECULATION = ("ngram", "ngram_gpu", "suffix", "draft_model")
 """Methods that need nothing of the model but its logits. The others read hidden states after chosen layers; tracks
 have a common one only where they meet."""
+OVERRIDABLE = frozenset(("max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id"))
+DESCRIBED = {"parallel_track", *(field.name for field in dataclasses.fields(ModelConfig))} - OVERRIDABLE
+"""Overrides change only the configuration that vLLM is shown; the model reads its own description."""
 
 
 def mapping_of(config: ModelConfig, vllm_config: Any, rank: int) -> Mapping:
@@ -59,6 +63,10 @@ def asked_for_in_vain(vllm_config: Any) -> list[str]:
     ]
     if speculative is not None and speculative.method not in SPECULATION:
         found.append(f"speculation by {speculative.method!r}: use one of {', '.join(SPECULATION)}")
+    overrides = getattr(getattr(vllm_config, "model_config", None), "hf_overrides", None)
+    overridden = sorted(DESCRIBED & overrides.keys()) if isinstance(overrides, dict) else []
+    if overridden:
+        found.append(f"{', '.join(overridden)} in --hf-overrides: change the folder's config.json")
     if getattr(vllm_config.compilation_config.pass_config, "enable_sp", False):
         found.append("the sequence-parallel compiler pass (enable_sp): leave it out")
     own = PluginOptions.read(vllm_config.additional_config).collective == "pt"

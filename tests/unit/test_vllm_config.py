@@ -77,13 +77,14 @@ def test_a_key_that_is_nearly_ours_is_an_error() -> None:
 
 
 def asked(tensor_parallel_size: int = 2, **options: Any) -> SimpleNamespace:
-    parallel = {key: value for key, value in options.items() if key not in ("speculative", "lora", "enable_sp")}
+    parallel = {key: value for key, value in options.items() if key not in ("speculative", "lora", "enable_sp", "hf")}
     return SimpleNamespace(
         parallel_config=SimpleNamespace(tensor_parallel_size=tensor_parallel_size, **parallel),
         speculative_config=SimpleNamespace(method=options["speculative"]) if "speculative" in options else None,
         lora_config=options.get("lora"),
         quant_config=None,
         additional_config={},
+        model_config=SimpleNamespace(hf_overrides=options.get("hf", {})),
         compilation_config=SimpleNamespace(pass_config=SimpleNamespace(enable_sp=options.get("enable_sp", False))),
     )
 
@@ -98,6 +99,7 @@ def asked(tensor_parallel_size: int = 2, **options: Any) -> SimpleNamespace:
         ({"enable_eplb": True}, "load balancing of experts"),
         ({"speculative": "eagle3"}, "speculation by 'eagle3'"),
         ({"enable_sp": True}, "enable_sp"),
+        ({"hf": {"rope_theta": 1e6, "max_position_embeddings": 64}}, "support rope_theta in --hf-overrides"),
         ({"tensor_parallel_size": 8, "lora": object()}, "LoRA with 8 ranks for 4 tracks"),
     ],
     ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
@@ -117,6 +119,13 @@ def test_refusals_are_said_together() -> None:
 @pytest.mark.parametrize("method", ["ngram", "draft_model"])
 def test_speculation_that_reads_only_logits_is_served(method: str) -> None:
     assert mapping_of(MODEL, asked(speculative=method, pipeline_parallel_size=1), 1).local_tracks == range(2, 4)
+
+
+@pytest.mark.parametrize(
+    "overrides", [{"max_position_embeddings": 64, "architectures": ["PTForCausalLM"]}, lambda it: it]
+)
+def test_overrides_of_what_vllm_alone_reads_are_served(overrides: Any) -> None:
+    mapping_of(MODEL, asked(hf=overrides), 0)
 
 
 def test_a_number_of_ranks_that_does_not_fit_the_tracks_names_those_that_do() -> None:
