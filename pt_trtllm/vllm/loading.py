@@ -139,6 +139,12 @@ def _fill(parameters: dict[str, Any], homes: Homes, place: Placement, source: st
 
 
 def _fill_shared(parameters: dict[str, Any], config: ModelConfig, name: str, tensor: torch.Tensor) -> set[str]:
+    table = (config.vocab_size, config.hidden_size)
+    shapes = {EMBEDDING: table, OUTPUT_NORM: (config.hidden_size,)}
+    if not any(other.startswith(HEAD_MODULE) and other != HEAD for other in parameters):
+        shapes[HEAD] = table  # one that is quantised is stored as its method likes
+    if tuple(tensor.shape) != shapes.get(name, tuple(tensor.shape)):
+        raise CheckpointError(f"{name} is {describe(tensor.shape)}, expected {describe(shapes[name])}")
     names = {name}
     if name == EMBEDDING and config.tie_word_embeddings and HEAD in parameters:
         names.add(HEAD)  # a head of several ranks is a shard of its own
@@ -148,6 +154,8 @@ def _fill_shared(parameters: dict[str, Any], config: ModelConfig, name: str, ten
 
 
 def _is_embedding(embedding: torch.Tensor, head: torch.Tensor) -> bool:
+    if embedding.is_meta:
+        return True  # vLLM loads new weights into a running engine, and has not made them yet
     rows = embedding[: head.shape[0]]  # vLLM pads the vocabulary
     return rows.shape == head.shape and torch.equal(rows, head.to(rows))
 

@@ -118,6 +118,11 @@ def test_what_is_wrong_is_said_together() -> None:
     )
 
 
+@pytest.mark.parametrize("name", [EMBEDDING, HEAD, OUTPUT_NORM])
+def test_what_all_tracks_share_has_its_shape(name: str) -> None:
+    assert f"{name} is [1], expected [" in message_of({**checkpoint_of(CONFIG), name: torch.zeros(1)})
+
+
 def test_of_many_the_first_are_named() -> None:
     checkpoint = {name: tensor for name, tensor in checkpoint_of(CONFIG).items() if "proj" not in name}
     assert message_of(checkpoint).endswith(" more")
