@@ -38,6 +38,7 @@ class Layer(nn.Module):
         """`rotary_emb` is shared by all layers; `group` are the ranks that share a track, None without any."""
         super().__init__()
         self.config, self.group = config, group
+        self.is_quantised = vllm_config.quant_config is not None
         self.tracks = tuple(tracks)  # a tuple: their modules belong to the tracks, under the checkpoint's names
         self.rotary_emb = rotary_emb if config.uses_rope(layer_idx) else None
         heads, kv_heads = config.num_attention_heads // mapping.tp_size, mapping.kv_heads_per_rank(config.num_kv_heads)
@@ -87,7 +88,10 @@ class Layer(nn.Module):
             queries, keys = self._apart(query), self._apart(key)
         if self.config.qk_norm_position == "after_rope":
             queries, keys = self._qk_normed(queries, keys)
-        outputs: Parts = self.out(self._apart(self.attn(_beside(queries), _beside(keys), _beside(values))))
+        attended = self._apart(self.attn(_beside(queries), _beside(keys), _beside(values)))
+        if self.is_quantised:  # some kernels that quantise want rows without gaps
+            attended = [part.contiguous() for part in attended]
+        outputs: Parts = self.out(attended)
         return outputs
 
     def _feed_forward(self, inputs: Parts) -> Parts:
