@@ -90,7 +90,8 @@ class TrackLayer(nn.Module):
             return DenseFeedForward(config, mapping, quant_config, prefix)
         from pt_trtllm.vllm.moe import SparseFeedForward
 
-        key = f"model.layers.{layer_idx}.track{track_idx}.mlp"
+        # What is before the tracks tells a draft model's experts from those of the model that it drafts for.
+        key = prefix.replace(f"tracks.{track_idx}.layers.{layer_idx}.", f"layers.{layer_idx}.track{track_idx}.")
         return SparseFeedForward(config, mapping, quant_config, prefix, key)
 
     def after_attention(self, stream: Stream, y: torch.Tensor) -> Stream:
