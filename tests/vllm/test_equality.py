@@ -4,6 +4,7 @@ project's engine."""
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,15 @@ from pt_trtllm.testing.vllm_engine import VllmAnswer, VllmEngines, VllmJob
 
 RANKS = (1, 2, 4)
 RUNS = [(name, ranks) for ranks in RANKS for name in (*TAMM_CASES, *PT_CASES)]
+OPTION_RUNS: list[tuple[str, int, dict[str, Any]]] = [
+    ("biases_half_rope_llama3", 1, {"batch_tracks": True}),
+    ("linear_scaling_tied", 2, {"batch_tracks": True, "collective": "pt"}),
+    ("dispatch_and_combine_norms", 2, {"collective": "pt"}),
+    ("pre_scale_norms", 4, {"collective": "pt"}),
+    ("two_tracks", 4, {"collective": "pt"}),
+]
+"""The plugin's own options: norms that come with a fusion (one, one per track, none), a mean over shared tracks."""
+NUM_LAYERS = 4
 
 WINDOW_TOO_SHORT = """
 from pt_trtllm.vllm import layer
@@ -52,6 +62,31 @@ def test_greedy_tokens_are_the_same(
     assert not answer.error, answer.error
     assert answer.tokens == case.cpu
     assert case.tamm in (None, case.cpu)
+
+
+@pytest.fixture(scope="module")
+def answers_with_options(engines: VllmEngines, cases: dict[str, VllmCase]) -> list[VllmAnswer]:
+    jobs = [
+        dataclasses.replace(
+            job_of(cases[name], ranks), counted=True, options={"additional_config": {"parallel_track": options}}
+        )
+        for name, ranks, options in OPTION_RUNS
+    ]
+    return engines.run(jobs)
+
+
+@pytest.mark.parametrize("index", range(len(OPTION_RUNS)), ids=lambda index: f"{OPTION_RUNS[index]}")
+def test_the_plugins_options_change_no_token(
+    index: int, cases: dict[str, VllmCase], answers_with_options: list[VllmAnswer]
+) -> None:
+    (name, ranks, options), answer = OPTION_RUNS[index], answers_with_options[index]
+    assert not answer.error, answer.error
+    assert answer.tokens == cases[name].cpu
+    if ranks > 1:  # vLLM's own collective is not made
+        assert "tp:0 allreduce" not in answer.collectives
+        assert answer.collectives["tp:0 all_gather"] == answer.passes
+    if "batch_tracks" in options:  # one product for all tracks
+        assert answer.products <= answer.passes * (4 * NUM_LAYERS + 1)
 
 
 @pytest.mark.parametrize(
