@@ -18,8 +18,6 @@ from pt_trtllm.testing.cli import check_cli
 
 pytestmark = pytest.mark.vllm
 
-PYTHON = os.environ.get("PT_TEST_VLLM_PYTHON", sys.executable)
-"""The Python that has vLLM; it may be another environment's than the one that runs the tests."""
 LAYERS = SHAPES["small"].num_layers
 
 
@@ -34,7 +32,7 @@ def test_tracks_meet_every_d_layers_in_vllm_and_a_llama_twice_in_each(tmp_path: 
     links = ("--link-delay", "50us") if os.geteuid() == 0 else ()
     short = tempfile.TemporaryDirectory(prefix="pt-")  # names of vLLM's sockets may have a hundred characters
     done = check_cli(
-        "bench", "--vllm", PYTHON, "--vllm-eager", "--sync-interval", 4, *few, "--repeats", 1, *links,
+        "bench", "--vllm", sys.executable, "--vllm-eager", "--sync-interval", 4, *few, "--repeats", 1, *links,
         "--json", tmp_path / "report.json", env={"TMPDIR": short.name}, timeout_s=850,
     )  # fmt: skip
     report = json.loads((tmp_path / "report.json").read_text())

@@ -11,9 +11,7 @@ import pytest
 from pt_trtllm.testing.adapters import merge, write_adapter
 
 sys.path.insert(0, str(Path(__file__).parent))
-from vllm_runs import Answer, Job, has_vllm, our_answers, vllm_answers
-
-pytestmark = [pytest.mark.vllm, pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed")]
+from vllm_runs import Answer, Job, our_answers, vllm_answers
 
 EXAMPLE = Path(__file__).parents[2] / "examples/tiny-pt"
 CASES = json.loads((EXAMPLE / "reference.json").read_text())["cases"]

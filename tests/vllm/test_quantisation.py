@@ -10,18 +10,21 @@ from typing import Any
 
 import pytest
 
+from pt_trtllm.config import ModelConfig
 from pt_trtllm.testing.compressed import Kind, Quantised, quantise
+from pt_trtllm.testing.vllm_cases import BIASED, write_random_pt
 
 sys.path.insert(0, str(Path(__file__).parent))
-from vllm_folders import write_random
-from vllm_runs import Answer, Job, has_vllm, our_answers, vllm_answers
-
-pytestmark = [pytest.mark.vllm, pytest.mark.skipif(not has_vllm(), reason="vLLM is not installed")]
+from vllm_runs import Answer, Job, our_answers, vllm_answers
 
 EXAMPLE = Path(__file__).parents[2] / "examples/tiny-pt"
 CASES = json.loads((EXAMPLE / "reference.json").read_text())["cases"]
 PROMPTS = [case["input_ids"] + case["output_ids"] for case in CASES]
 OTHER_PROMPTS = [[(7 * i + j) % 512 for i in range(length)] for j, length in enumerate((20, 33, 5))]
+SINGLE = ModelConfig(
+    **BIASED, vocab_size=512, num_tracks=1, num_hidden_layers=4, sync_interval=2, hidden_size=128,
+    num_attention_heads=4, num_key_value_heads=2, head_dim=32, intermediate_size=256, max_position_embeddings=512,
+)  # fmt: skip
 
 # Mean difference of a prompt token's log-probability to float32 with the same weights. vLLM's CPU kernels for int8 and
 # int4 take bfloat16 only, and 8-bit activations add their own rounding.
@@ -73,9 +76,8 @@ def test_on_one_rank(folders: dict[Kind, Quantised], expected: dict[Kind, list[A
 
 def test_on_two_ranks(folders: dict[Kind, Quantised], expected: dict[Kind, list[Answer]], tmp_path: Path) -> None:
     """Two tracks a rank; and a model of one track, with biases and a head of its own, that two ranks share."""
-    single = write_random(
-        tmp_path / "single", num_tracks=1, attention_bias=True, attention_out_bias=True, mlp_bias=True
-    )
+    single = tmp_path / "single"
+    write_random_pt(SINGLE, single)
     cut = {kind: quantise(single, tmp_path / f"single-{kind}", kind) for kind in DTYPES}
     jobs = [job(pair.folder, PROMPTS, dtype=DTYPES[kind]) for kind, pair in folders.items()]
     jobs += [job(pair.folder, OTHER_PROMPTS, dtype=DTYPES[kind]) for kind, pair in cut.items()]

@@ -21,8 +21,7 @@ from pt_trtllm.checkpoint.convert import ConvertOptions, convert
 from pt_trtllm.engine.build import BuildOptions, build
 from pt_trtllm.runtime.sampling import SamplingParams
 
-PYTHON = os.environ.get("PT_TEST_VLLM_PYTHON", sys.executable)
-"""The Python that has vLLM; it may be another environment's than the one that runs the tests."""
+ASK = Path(__file__).with_name("ask.py")
 LONGEST_S = 800.0
 
 
@@ -50,10 +49,6 @@ class Job:
     times: int = 1
 
 
-def has_vllm() -> bool:
-    return subprocess.run([PYTHON, "-c", "import vllm"], capture_output=True, cwd="/").returncode == 0
-
-
 def vllm_answers(jobs: Sequence[Job], ranks: int, work: Path) -> list[list[Answer] | str]:
     """Per job the answers, or why there are none. A process of a rank makes all engines: it imports vLLM once."""
     written = [
@@ -73,7 +68,7 @@ def vllm_answers(jobs: Sequence[Job], ranks: int, work: Path) -> list[list[Answe
         with (work / f"rank{rank}.log").open("wb") as log:
             processes.append(
                 subprocess.Popen(
-                    [PYTHON, str(Path(__file__).with_name("ask.py")), str(work / "jobs.json"), str(work / "out.json")],
+                    [sys.executable, str(ASK), str(work / "jobs.json"), str(work / "out.json")],
                     stdout=log, stderr=log, cwd=work, env={**os.environ, **ENVIRONMENT, **places},
                 )
             )  # fmt: skip
