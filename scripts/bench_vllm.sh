@@ -4,7 +4,7 @@
 # shared memory first, then, as root, links that delay.
 set -uo pipefail
 [ $# -ge 1 ] || { echo "usage: $0 PYTHON [FOLDER]" >&2; exit 2; }
-python=$(realpath --no-symlinks "$1") out=$(realpath "${2:-build/bench-vllm}")
+python=$(realpath --no-symlinks "$1") out=$(realpath -m "${2:-build/bench-vllm}")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/setup.sh test
 set +e  # the environment is there; a measurement that fails leaves the other

@@ -18,11 +18,19 @@ digest() {  # FILE_OR_FOLDER...
   find "$@" -type f -not -name '*.pyc' -print0 | sort -z | xargs -0 cat | sha256sum | cut -d' ' -f1
 }
 
-# Makes FOLDER with COMMAND, unless it was made from the same files.
+# Makes FOLDER with COMMAND, unless it was made from the same files. A folder of somebody else's is never removed.
 make_environment() {  # FOLDER DIGEST COMMAND...
+  local python
   if [ "$(cat "$1/.stamp" 2>/dev/null)" != "$2" ]; then
+    if [ -e "$1" ] && [ ! -e "$1/.stamp" ] && [ -n "$(ls -A "$1")" ]; then
+      echo "setup: $1 exists and is no environment made here (it has no .stamp); choose another folder, or remove it" >&2
+      return 1
+    fi
+    python="$(pick_python)"
     rm -rf "$1"
-    "$(pick_python)" -m venv "$1"
+    mkdir -p "$1"
+    echo unfinished > "$1/.stamp"  # what an interruption leaves is replaced next time
+    "$python" -m venv "$1"
     "${@:3}"
     echo "$2" > "$1/.stamp"
   fi

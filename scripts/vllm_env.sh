@@ -8,7 +8,7 @@
 
 _pt_vllm_export() {  # ENVIRONMENT
   local allocator
-  allocator="$( { ldconfig -p || /sbin/ldconfig -p; } 2>/dev/null | awk '$1 == "libtcmalloc_minimal.so.4" { print $NF; exit }')"
+  allocator="$( { ldconfig -p || /sbin/ldconfig -p; } 2>/dev/null | awk '$1 == "libtcmalloc_minimal.so.4" && !found++ { print $NF }' || true)"
   [ -n "$allocator" ] || echo "vllm_env: no libtcmalloc_minimal.so.4 (Debian: libtcmalloc-minimal4); vLLM will be slower" >&2
   export PATH="$1/bin:$PATH"
   # vLLM's kernels are built for Intel's OpenMP, and it says so at every start where that is not loaded first.
@@ -31,6 +31,9 @@ set -euo pipefail
 [ "$#" = 1 ] && [ "${1#-}" = "$1" ] || { echo "vllm_env: usage: source scripts/vllm_env.sh FOLDER" >&2; exit 2; }
 mkdir -p "$(dirname "$1")"
 ENVIRONMENT="$(realpath "$1")"
+case "$ENVIRONMENT" in  # LD_PRELOAD is a list without quotes
+  *[[:space:]:]*) echo "vllm_env: $ENVIRONMENT has a space or a colon; choose a folder without" >&2; exit 2 ;;
+esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
 PYTHON_OF_IT="$ENVIRONMENT/bin/python"
@@ -63,13 +66,18 @@ versions() {
 # As a user does it, with pip's ordinary resolution: nothing that vLLM brought along may change.
 install_wheel() {
   local wheel before changed complaints
+  rm -f "$ENVIRONMENT/.wheel-stamp"
   wheel="$(bash scripts/wheel.sh "$ENVIRONMENT/wheel" | tail -n 1)"
   "$PYTHON_OF_IT" -m pip uninstall --quiet --yes --disable-pip-version-check pt-trtllm 2>/dev/null
   before="$(versions)"
   pip_install "$ENVIRONMENT" -c "$PINS" "$wheel[vllm]" pytest pytest-timeout hypothesis tamm
   changed="$(LC_ALL=C comm -23 <(echo "$before") <(versions))"
   complaints="$("$PYTHON_OF_IT" -m pip check --disable-pip-version-check | grep '^pt-trtllm ' || true)"
-  [ -z "$changed$complaints" ] || { echo "vllm_env: installing the wheel changed or broke: $changed $complaints" >&2; exit 1; }
+  if [ -n "$changed$complaints" ]; then
+    echo unfit > "$ENVIRONMENT/.stamp"  # made anew next time: the versions that are there now are not vLLM's
+    echo "vllm_env: installing the wheel changed or broke: $changed $complaints" >&2
+    exit 1
+  fi
 }
 
 exec 8> "$ENVIRONMENT.lock"

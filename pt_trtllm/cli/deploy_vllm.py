@@ -91,6 +91,6 @@ def _engine_args(given: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"--engine-arg gives {name} twice")
         try:
             args[name] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             args[name] = value
     return args

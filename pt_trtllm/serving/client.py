@@ -22,6 +22,7 @@ from pt_trtllm.serving.wire import Chunk, ask_for, ask_in_one, chunk, core_reque
 
 CORE = "tensorrt_llm"
 """Takes token ids."""
+TEXT_MODEL = "ensemble"
 SERVER_GRACE_S = 10.0
 """A server ends a request at its timeout, with what it has; one that is this late is lost."""
 FIRST_RETRY_S, LONGEST_RETRY_S = 0.1, 2.0
@@ -53,7 +54,7 @@ class Client:
         self,
         url: str,
         *,
-        model: str = "ensemble",
+        model: str = TEXT_MODEL,
         ssl: bool = False,
         root_certificates: str | None = None,
         connect_timeout_s: float = 10.0,
@@ -131,6 +132,8 @@ class Client:
                 if isinstance(prompt, str):
                     make = vllm_request if self._is_vllm(self.model) else text_request
                     request = make(self.model, prompt, params, stream=stream, timeout_s=timeout_s)
+                elif self.model != TEXT_MODEL and self._is_vllm(self.model):
+                    raise ServingError("Triton's vllm backend has nothing for token ids; give the text", kind="invalid")
                 else:
                     request = core_request(CORE, prompt, params, stream=stream, timeout_s=timeout_s)
                 request.id = request_id or uuid.uuid4().hex

@@ -87,7 +87,10 @@ def check_backends(repository: Path, binary: ServerBinary, extra: Sequence[str])
 
 
 def _uses_vllm(config: Path) -> bool:
-    text = config.read_text(errors="replace")
+    try:
+        text = config.read_text(errors="replace") if config.is_file() else ""
+    except OSError:
+        return False  # Triton says it in its own words
     return re.search(r'^\s*backend\s*:\s*"vllm"', text, re.MULTILINE) is not None
 
 

@@ -198,8 +198,12 @@ def test_an_environment_that_lacks_something_is_refused_by_name(
     assert "\n" not in str(refused.value)
 
 
-def test_an_environment_with_everything_is_found(tmp_path: Path) -> None:
-    found = find_environment(interpreter(tmp_path, WORKER, entry_point=True))
+def test_an_environment_with_everything_is_found_from_where_the_user_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = interpreter(tmp_path, WORKER, entry_point=True)
+    monkeypatch.chdir(tmp_path)
+    found = find_environment(python.relative_to(tmp_path))
     assert (found.python, found.vllm_version) == (tmp_path / "python", "unknown")
 
 

@@ -169,6 +169,14 @@ def test_doctor_lists_what_is_here_and_how_to_get_the_rest() -> None:
     assert all(finding["found"] or finding["how_to_get"] for finding in findings.values())
 
 
+def test_doctor_takes_no_folder_for_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "vllm").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    findings = {finding["name"]: finding for finding in json.loads(invoke("doctor", "--json").output)}
+    assert findings["vllm"]["found"] == ""
+    assert "pip install vllm" in findings["vllm"]["how_to_get"]
+
+
 def test_doctor_reports_a_wrong_setting_instead_of_failing_on_it() -> None:
     done = run_cli("doctor", "--json", env={"PT_MPIRUN": "/nonexistent"})
     findings = {finding["name"]: finding for finding in json.loads(done.stdout)}

@@ -186,6 +186,7 @@ def test_serve_says_that_its_server_has_no_such_backend(tmp_path: Path, monkeypa
     check_backends(tmp_path / "r", binary, ["--backend-directory=/elsewhere"])
     (tmp_path / "backends/vllm").mkdir(parents=True)
     check_backends(tmp_path / "r", binary, [])
+    (tmp_path / "r/other/config.pbtxt").mkdir(parents=True)  # for Triton to complain about
     with pytest.raises(ConfigError, match="needs Triton's vllm backend"):
         check_backends(tmp_path / "r", ServerBinary(server, is_embedded=True), [])
 
@@ -263,6 +264,8 @@ def test_what_the_backend_has_nothing_for_is_refused(backend: tuple[Backend, Cli
     _, client = backend
     with pytest.raises(ServingError, match="nothing for logit_bias, n, timeout_s; leave it out"):
         client.generate("It is", SamplingParams(n=2, temperature=1.0, logit_bias={1: 2.0}), timeout_s=3)
+    with pytest.raises(ServingError, match="nothing for token ids; give the text"):
+        client.generate([3, 4])
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from pt_trtllm.processes import lost_children, state, take_in_orphans
+from pt_trtllm.processes import lost_children, processor_seconds, state, take_in_orphans
 from pt_trtllm.testing.triton import wait_until
 
 pytestmark = pytest.mark.unit
@@ -62,3 +62,12 @@ def test_a_server_takes_the_descriptors_that_it_may_have() -> None:
     )
     done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, check=True)
     assert done.stdout == "(90, 90)\n"
+
+
+def test_processor_time_is_also_that_of_those_below() -> None:
+    with subprocess.Popen(["sh", "-c", "while :; do :; done & wait"], start_new_session=True) as shell:
+        try:  # the shell itself only waits
+            wait_until(lambda: processor_seconds(shell.pid) > 0.2, 60, "its child has used a core")
+        finally:
+            os.killpg(shell.pid, signal.SIGKILL)
+    assert processor_seconds(shell.pid) == 0

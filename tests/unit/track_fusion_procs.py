@@ -321,6 +321,7 @@ def call_torch_operator(group: ShmGroup) -> tuple[int, str]:
 
 
 def exchange_over_process_group(group: ShmGroup, meeting_place: str) -> list[list[bytes]]:
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host's name may lead nowhere
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{meeting_place}", rank=group.rank, world_size=group.size
     )

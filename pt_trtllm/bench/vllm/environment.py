@@ -71,6 +71,7 @@ class VllmEnvironment:
 
 def find_environment(python: Path) -> VllmEnvironment:
     """Raises one line that says what is missing there."""
+    python = python.absolute()  # it is started from other folders; links are kept, for a virtual environment is one
     if not (python.is_file() and os.access(python, os.X_OK)):
         raise ConfigError(f"--vllm is {python}, expected the Python interpreter of an environment that has vLLM")
     try:
