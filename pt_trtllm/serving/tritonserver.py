@@ -17,7 +17,7 @@ from pt_trtllm.errors import ConfigError, ServingError
 CONTAINER_BIN = "/opt/tritonserver/bin"
 CONTAINER_BACKENDS = Path("/opt/tritonserver/backends")
 """Where every tritonserver but the embedded one looks, unless it is told otherwise."""
-VLLM_CONTAINER = "nvcr.io/nvidia/tritonserver:<xx.yy>-vllm-python-py3"
+VLLM_CONTAINER = "tritonserver:<xx.yy>-vllm-python-py3"
 
 
 @dataclass(frozen=True)
