@@ -103,7 +103,13 @@ class Inbox:
 
 
 def request_to_json(request: Request) -> Message:
-    return dataclasses.asdict(request)
+    """The prompt as it is: `asdict` would copy it number by number."""
+    return {
+        "prompt_ids": request.prompt_ids,
+        "params": dataclasses.asdict(request.params),
+        "context_logits": request.context_logits,
+        "priority": request.priority,
+    }
 
 
 def request_from_json(data: Message) -> Request:
