@@ -35,7 +35,7 @@ STEP_TIMEOUT_S = 10.0
 """Short beside that step, long beside any pause of a short one."""
 CHUNK, MANY_CHUNKS_TIMEOUT_S = 8, 2.0
 """Tokens of a step that takes some milliseconds, and a time for hundreds of them."""
-ATTEMPTS, SOCKET_TAKES = 5, 30
+ATTEMPTS, SOCKET_TAKES = 5, 8
 """Requests with long prompts: more than the socket between a rank and its client holds."""
 SOON_S = 240.0
 
@@ -148,6 +148,8 @@ def test_a_rank_that_reads_nothing_holds_nobody_up(owner: Watched) -> None:
     engine = owner.engine
 
     def submit(events: queue.SimpleQueue[Any]) -> list[int]:
+        if owner.changes:  # it was noticed: this one is for the next rank, or for none
+            return []
         try:
             return engine.submit([(request_of(LONG_PROMPT), events)])
         except Unavailable:  # it was noticed before
@@ -249,7 +251,7 @@ def test_steps_are_progress_though_they_give_no_tokens(tmp_path: Path) -> None:
             if isinstance(event, BaseException):  # every time, or because the rank itself was kept from going on?
                 num_pauses += 1
                 assert num_pauses < ATTEMPTS, f"{length} tokens: {event}"
-                owner.wait_until_back()
+                wait_until(lambda: isinstance(answer_or_refusal(owner.engine), tuple), "the engine is back")
             elif time.monotonic() - started > 2 * MANY_CHUNKS_TIMEOUT_S:
                 break
             else:

@@ -60,7 +60,7 @@ Call.send = send
 MODELS = ("ensemble", "tensorrt_llm_bls")
 LONG = SamplingParams(max_tokens=200, ignore_eos=True)
 BACK_WITHIN_S = 120.0
-ATTEMPTS = 20
+ATTEMPTS, RESTARTS = 20, 5
 
 
 @pytest.fixture(scope="module")
@@ -196,24 +196,42 @@ def test_a_full_queue_is_a_429(own_server: TritonServer, front: FrontEnd) -> Non
 
 
 def test_a_lost_engine_is_unavailable(own_server: TritonServer, front: FrontEnd) -> None:
-    restarts = metric(own_server, "pt_engine_restarts_total")
-    with Client(own_server.grpc_url) as client:
+    """Tried again where the engine was back before everybody had asked."""
+    for attempts_left in reversed(range(RESTARTS)):
+        restarts = metric(own_server, "pt_engine_restarts_total")
+        missed: BaseException | None = None
+        try:
+            lose_the_engine_and_ask_everywhere(own_server, front)
+        except (AssertionError, pytest.fail.Exception) as error:
+            missed = error
+        wait_until_all_answer_again(own_server, restarts)
+        if missed is None:
+            return
+        if not attempts_left:
+            raise missed
+
+
+def wait_until_all_answer_again(server: TritonServer, restarts: float) -> None:
+    for model in reversed(MODELS):  # of one that is not loaded meanwhile, the server does not even say what it takes
+        with Client(server.grpc_url, model=model, retry_for_s=BACK_WITHIN_S) as patient:
+            assert patient.generate("It is", LONG).finish_reason == "length"
+    wait_until(lambda: metric(server, "pt_engine_restarts_total") > restarts, BACK_WITHIN_S, "it is counted")
+
+
+def lose_the_engine_and_ask_everywhere(server: TritonServer, front: FrontEnd) -> None:
+    with Client(server.grpc_url) as client:
         stream = client.stream("It is", LONG)
         next(stream)
-        os.kill(ranks_of(own_server)[0], signal.SIGKILL)
+        os.kill(ranks_of(server)[0], signal.SIGKILL)
         with pytest.raises(ServingError) as failure:
             list(itertools.chain(stream, client.stream("It is", LONG)))  # the first may have come before
         assert failure.value.kind == "unavailable", failure.value
         check_text(str(failure.value))
         assert "its log" not in str(failure.value)
-        refused = failure_of(own_server, SamplingParams(max_tokens=1))
+        refused = failure_of(server, SamplingParams(max_tokens=1))
         assert (refused.kind, refused.was_taken) == ("unavailable", False), refused
-        check_http(own_server, "unavailable", max_tokens=1)
+        check_http(server, "unavailable", max_tokens=1)
         assert complete(front, max_tokens=1)[0] == 503
-    for model in reversed(MODELS):  # of one that is not loaded meanwhile, the server does not even say what it takes
-        with Client(own_server.grpc_url, model=model, retry_for_s=BACK_WITHIN_S) as patient:
-            assert patient.generate("It is", LONG).finish_reason == "length"
-    wait_until(lambda: metric(own_server, "pt_engine_restarts_total") > restarts, BACK_WITHIN_S, "it is counted")
 
 
 @pytest.mark.parametrize("model", MODELS)

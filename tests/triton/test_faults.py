@@ -136,7 +136,7 @@ def test_a_lost_rank_fails_what_is_in_flight_and_comes_back(
         os.kill(victim, number)
         results = load.results()
     # A client that is late finds a model that asks the engine unloaded: that is how readiness is false.
-    told = (message, "tensorrt_llm_bls")
+    told = (message, RESTARTING, "tensorrt_llm_bls")
     assert all(any(text in result for text in told) for result in results if result != "length"), results
     assert any(message in result for result in results), results
     # Who comes late finds the engine back, and can judge no more.
